@@ -1,0 +1,1 @@
+"""Explainability-guided filter freezing against catastrophic forgetting."""

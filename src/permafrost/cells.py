@@ -1,0 +1,328 @@
+"""Cells: every training, stored under the hash of all that it depends on.
+
+A cell is trained once, whoever asks for it; one that was killed goes on after its last epoch. The
+store lies in ``.permafrost/cells`` at the project's root, outside what DVC owns, and the key keeps it
+honest: whatever changes the result changes the key.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+from torch import Tensor
+
+import permafrost
+from permafrost.artifacts import (
+    file_digest,
+    load_json,
+    load_tensors,
+    require,
+    save_json,
+    save_tensors,
+)
+from permafrost.evaluation import Accuracy
+from permafrost.strategies import Progress
+from permafrost.tracking import CELLS, FIRST_TASKS, LiveRun, RunRecord, Tracker
+from permafrost.training import TrainingState
+
+# What a training depends on; the floors above only decide which trainings to ask for.
+_LIBRARY = (
+    "data",
+    "models",
+    "explain",
+    "ranking",
+    "freezing",
+    "training",
+    "evaluation",
+    "strategies",
+    "seeding.py",
+)
+_RESULT, _MODEL, _CHECKPOINT = "cell.json", "model.safetensors", "checkpoint.safetensors"
+
+Train = Callable[[Progress | None, Callable[[Progress], None]], tuple[dict[str, Any], dict[str, Tensor]]]
+
+
+@dataclass(frozen=True)
+class CellRequest:
+    """A training that somebody wants.
+
+    Attributes
+    ----------
+    kind : {"cell", "first_task"}
+        A second-task training, or the first one that it starts from.
+    name : str
+        For people.
+    identity : dict
+        All that the result depends on besides code and machine; JSON.
+    params : dict
+        What MLflow shows of it.
+    """
+
+    kind: str
+    name: str
+    identity: dict[str, Any]
+    params: dict[str, Any]
+
+    @property
+    def key(self) -> str:
+        """Return the cell's key, 32 hexadecimal digits."""
+        whole = {"kind": self.kind, "identity": self.identity, "code": code_digest()}
+        text = json.dumps(whole, sort_keys=True, allow_nan=False)
+        return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def code_digest() -> str:
+    """Hash the library's code, whatever could change a training's result."""
+    package = Path(permafrost.__file__).parent
+    digest = hashlib.sha256()
+    for part in _LIBRARY:
+        files = [package / part] if part.endswith(".py") else (package / part).rglob("*.py")
+        for path in sorted(files):
+            digest.update(f"{path.relative_to(package)}\0".encode() + path.read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
+class CellStore:
+    """The stored cells of one project.
+
+    Parameters
+    ----------
+    root : Path
+        The project's root.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.folder = root / ".permafrost" / "cells"
+        self.tracker = Tracker(root)
+
+    def obtain(
+        self,
+        request: CellRequest,
+        train: Train,
+        on_epoch: Callable[[Progress], None] | None = None,
+    ) -> dict[str, Any]:
+        """Return a cell's record; train the cell if it is not stored.
+
+        Parameters
+        ----------
+        request : CellRequest
+            Which cell.
+        train : callable
+            Given the progress to go on from (or None) and what to call after each epoch, returns
+            the results and the final weights.
+        on_epoch : callable, optional
+            Told the progress after each epoch.
+
+        Returns
+        -------
+        dict
+            ``key``, ``kind``, ``name``, ``params``, ``history`` and what ``train`` returned.
+        """
+        key = request.key
+        with self._lock(key):
+            fresh = bool(os.environ.get("PERMAFROST_FRESH"))
+            if not fresh and (stored := self.load(key)) is not None:
+                return stored
+            progress = None if fresh else self._load_checkpoint(key)
+            return self._train(request, key, train, progress, on_epoch)
+
+    def _train(
+        self,
+        request: CellRequest,
+        key: str,
+        train: Train,
+        progress: Progress | None,
+        on_epoch: Callable[[Progress], None] | None,
+    ) -> dict[str, Any]:
+        began = time.perf_counter()
+        record = {
+            "key": key,
+            "kind": request.kind,
+            "name": request.name,
+            "params": request.params,
+        }
+        with self.tracker.live(run_record(record)) as run:
+            logged = _log_new_epochs(run, progress, 0)
+
+            def after_epoch(progress: Progress) -> None:
+                nonlocal logged
+                self._save_checkpoint(key, progress)
+                logged = _log_new_epochs(run, progress, logged)
+                if on_epoch:
+                    on_epoch(progress)
+
+            results, weights = train(progress, after_epoch)
+            record |= results
+            self._complete(key, record, weights, time.perf_counter() - began)
+            run.finish(run_record(record))
+        return record
+
+    def load(self, key: str) -> dict[str, Any] | None:
+        """Return a stored cell's record, or None where there is none that is whole."""
+        folder = self.folder / key
+        if not (folder / _RESULT).exists():
+            return None
+        result = load_json(folder / _RESULT)
+        model = folder / _MODEL
+        require(
+            model.exists() and file_digest(model) == result["model_sha256"],
+            model,
+            "is not what was written",
+        )
+        record: dict[str, Any] = result["record"]
+        return record
+
+    def model_path(self, key: str) -> Path:
+        """Return the file of a stored cell's final weights."""
+        return self.folder / key / _MODEL
+
+    def records(self) -> list[dict[str, Any]]:
+        """Return the records of all whole cells, by key."""
+        paths = sorted(self.folder.glob(f"*/{_RESULT}"))
+        return [load_json(path)["record"] for path in paths]
+
+    def seconds(self, key: str) -> float:
+        """Return how long the training of a stored cell took (its last uninterrupted part)."""
+        return float(load_json(self.folder / key / _RESULT)["seconds"])
+
+    def is_active(self, key: str) -> bool:
+        """Return whether a process is training the cell now."""
+        try:
+            with self._lock(key, timeout=0):
+                return False
+        except Timeout:
+            return True
+
+    def delete(self, keys: list[str]) -> int:
+        """Delete cells; return the bytes that were freed. One in training is left alone."""
+        freed = 0
+        for key in keys:
+            if self.is_active(key):
+                continue
+            folder = self.folder / key
+            freed += sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+            shutil.rmtree(folder)
+        return freed
+
+    def keys(self) -> list[str]:
+        """Return the keys of all cells, whole or not."""
+        return sorted(path.name for path in self.folder.glob("*") if path.is_dir())
+
+    @contextmanager
+    def _lock(self, key: str, timeout: float = -1) -> Iterator[None]:
+        locks = self.root / ".permafrost" / "locks"
+        locks.mkdir(parents=True, exist_ok=True)
+        # The system releases it when the process dies, however it dies.
+        with FileLock(locks / key, timeout=timeout):
+            yield
+
+    def _complete(
+        self, key: str, record: dict[str, Any], weights: dict[str, Tensor], seconds: float
+    ) -> None:
+        folder = self.folder / key
+        save_tensors(folder / _MODEL, weights)
+        digest = file_digest(folder / _MODEL)
+        # Written last: a cell is whole if and only if this file exists.
+        save_json(
+            folder / _RESULT,
+            {"record": record, "model_sha256": digest, "seconds": round(seconds, 3)},
+        )
+        (folder / _CHECKPOINT).unlink(missing_ok=True)
+
+    def _save_checkpoint(self, key: str, progress: Progress) -> None:
+        tensors = {f"training/{name}": t for name, t in progress.training.tensors.items()}
+        tensors |= {f"start/{name}": t for name, t in progress.start.items()}
+        about = {
+            "learned": progress.learned,
+            "rows": [_row_to_json(row) for row in progress.rows],
+            "history": progress.history,
+            "epoch": progress.training.epoch,
+            "training_history": progress.training.history,
+        }
+        save_tensors(self.folder / key / _CHECKPOINT, tensors, about)
+
+    def _load_checkpoint(self, key: str) -> Progress | None:
+        path = self.folder / key / _CHECKPOINT
+        if not path.exists():
+            return None
+        tensors, about = load_tensors(path)
+        training, start = (
+            {name.removeprefix(p): t for name, t in tensors.items() if name.startswith(p)}
+            for p in ("training/", "start/")
+        )
+        return Progress(
+            learned=about["learned"],
+            rows=[_row_from_json(row) for row in about["rows"]],
+            start=start,
+            training=TrainingState(about["epoch"], training, about["training_history"]),
+            history=about["history"],
+        )
+
+
+def run_record(record: dict[str, Any]) -> RunRecord:
+    """Return what MLflow holds of a cell, finished or only begun."""
+    return RunRecord(
+        key=record["key"],
+        experiment=CELLS if record["kind"] == "cell" else FIRST_TASKS,
+        name=record["name"],
+        params=record["params"],
+        metrics={
+            name: value
+            for name, value in record.get("row", {}).items()
+            if isinstance(value, float) and name not in record["params"]
+        },
+        curves=_curves(record.get("history", [])),
+        tags={"kind": record["kind"]},
+    )
+
+
+def _curves(history: list[dict[str, Any]]) -> list[dict[str, float]]:
+    """Number the epochs of all tasks through; an accuracy's curve has a name of its own."""
+    return [
+        {"step": step}
+        | {
+            f"epoch_{name}": value
+            for name, value in row.items()
+            if name not in ("epoch", "task")
+        }
+        for step, row in enumerate(history, start=1)
+    ]
+
+
+def _log_new_epochs(run: LiveRun, progress: Progress | None, logged: int) -> int:
+    if progress is None:
+        return logged
+    rows = _curves(progress.history + progress.training.history)
+    run.log(rows[logged:])
+    return len(rows)
+
+
+def _row_to_json(row: list[Accuracy | None] | None) -> Any:
+    return None if row is None else [None if entry is None else asdict(entry) for entry in row]
+
+
+def _row_from_json(row: Any) -> list[Accuracy | None] | None:
+    if row is None:
+        return None
+    return [None if e is None else Accuracy(e["overall"], tuple(e["per_class"])) for e in row]
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """Return what of this machine can change a training's bits."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+    return {
+        "device": name,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "precision": "float32",
+    }

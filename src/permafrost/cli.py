@@ -1,0 +1,123 @@
+"""The command line: parses, calls, prints."""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from typing import Annotated
+
+import typer
+
+from permafrost.errors import InputError
+
+app = typer.Typer(
+    help="Explainability-guided filter freezing against catastrophic forgetting.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Seed = Annotated[int, typer.Option(help="Which of the seeds.")]
+
+_SEED_STAGES = {
+    "split": "Divide the data set's classes among tasks.",
+    "train_first": "Train the network on the first task.",
+    "saliency": "Map what the network looks at, per class.",
+    "visualize": "Picture what each filter looks for.",
+    "rank": "Order the filters by how well the two agree.",
+    "freeze": "Choose the filters that stay frozen.",
+    "train_second": "Learn the further tasks.",
+}
+_STAGES = {
+    "evaluate": "Measure what is kept and what is learned.",
+    "sweep": "Train every cell of the comparison.",
+    "report": "Make the tables and plots.",
+}
+
+
+@contextmanager
+def _clear_errors() -> Iterator[None]:
+    """Turn an InputError into one line and exit code 2."""
+    try:
+        yield
+    except InputError as error:
+        typer.echo(f"permafrost: {error}", err=True)
+        raise typer.Exit(2) from None
+
+
+def _seed_stage(name: str) -> Callable[..., None]:
+    def command(seed: Seed) -> None:
+        with _clear_errors():
+            import_module(f"permafrost.stages.{name}").run(seed)
+
+    return command
+
+
+def _stage(name: str) -> Callable[..., None]:
+    def command() -> None:
+        with _clear_errors():
+            import_module(f"permafrost.stages.{name}").run()
+
+    return command
+
+
+for _name, _help in _SEED_STAGES.items():
+    app.command(_name, help=_help, rich_help_panel="Stages")(_seed_stage(_name))
+for _name, _help in _STAGES.items():
+    app.command(_name, help=_help, rich_help_panel="Stages")(_stage(_name))
+
+
+@app.command()
+def profile(
+    name: Annotated[str | None, typer.Argument(help="Which one; without a name, list them.")] = None,
+) -> None:
+    """Write params.yaml from a ready profile."""
+    from permafrost.profiles import list_profiles, write_profile
+
+    with _clear_errors():
+        typer.echo(list_profiles() if name is None else write_profile(name))
+
+
+@app.command()
+def check() -> None:
+    """Validate params.yaml and the data set before anything is trained."""
+    from permafrost.check import check_all
+
+    with _clear_errors():
+        typer.echo(check_all())
+
+
+@app.command()
+def track() -> None:
+    """Bring MLflow up to date: one finished run for each training and variant."""
+    from permafrost.maintenance import track_all
+
+    with _clear_errors():
+        typer.echo(track_all())
+
+
+@app.command()
+def gc(
+    yes: Annotated[bool, typer.Option("--yes", help="Delete without asking.")] = False,
+) -> None:
+    """Delete stored trainings that the current parameters do not use."""
+    from permafrost.maintenance import delete_cells, unused_cells
+
+    with _clear_errors():
+        unused = unused_cells()
+        question = f"Delete {len(unused)} trainings that metrics/ does not name?"
+        if unused and not yes and not typer.confirm(question):
+            raise typer.Exit(1)
+        typer.echo(delete_cells(unused))
+
+
+@app.command()
+def ui(
+    port: Annotated[int, typer.Option(help="Of the server, on this machine only.")] = 5000,
+) -> None:
+    """Open MLflow's pages on this project's runs."""
+    from permafrost.maintenance import serve_ui, track_all
+
+    with _clear_errors():
+        typer.echo(track_all())
+        sys.exit(serve_ui(port))

@@ -1,0 +1,18 @@
+"""Data sets, their split into tasks, and batches that live on the device."""
+
+from permafrost.data.batches import Batches, normalize
+from permafrost.data.datasets import DATASETS, ImageDataset, LabeledImages, load_dataset
+from permafrost.data.tasks import Normalization, Task, TaskSequence, split_tasks
+
+__all__ = [
+    "DATASETS",
+    "Batches",
+    "ImageDataset",
+    "LabeledImages",
+    "Normalization",
+    "Task",
+    "TaskSequence",
+    "load_dataset",
+    "normalize",
+    "split_tasks",
+]

@@ -1,0 +1,368 @@
+"""The data sets: every one becomes uint8 tensors of one size, with three channels."""
+
+import os
+import tarfile
+import tempfile
+import warnings
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from http.client import HTTPException
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageOps
+from torch import Tensor
+from torchvision.datasets import CIFAR10, CIFAR100
+from torchvision.datasets.utils import check_integrity, download_url
+
+from permafrost.errors import InputError
+
+# A closed list: some of Pillow's other readers start programs (EPS runs Ghostscript).
+IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
+RESIZE_CHUNK = 1000  # images a time, so that the float copy stays small
+
+
+@dataclass(frozen=True, eq=False)
+class LabeledImages:
+    """Images and the class of each.
+
+    Parameters
+    ----------
+    images : Tensor
+        uint8 of shape (N, 3, H, W), 0..255.
+    labels : Tensor
+        int64 of shape (N,), indices of classes from 0.
+    """
+
+    images: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True)
+class ImageDataset:
+    """A whole data set.
+
+    Parameters
+    ----------
+    class_names : tuple of str
+        The names in label order: label ``i`` is ``class_names[i]``.
+    train : LabeledImages
+        The training images.
+    test : LabeledImages or None
+        The test images; None where the data set has no test part of its own.
+    """
+
+    class_names: tuple[str, ...]
+    train: LabeledImages
+    test: LabeledImages | None
+
+
+def load_dataset(name: str, root: Path | None, image_size: int) -> ImageDataset:
+    """Load a data set by its name.
+
+    Parameters
+    ----------
+    name : str
+        A key of `DATASETS`:
+
+        ``digits``
+            scikit-learn's handwritten digits (UCI Optical Recognition of Handwritten Digits), 10
+            classes, 1797 images of 8×8, in three equal channels; no test part.
+        ``cifar10``, ``cifar100``
+            Krizhevsky 2009, 32×32, classes in the official label order. `root` holds the official
+            archive or the folder extracted from it; if it holds neither, the archive is downloaded
+            there. Only files with the official checksums are read.
+        ``image_folder``
+            Images at ``root/train/CLASS/*`` and, if there is a test part, ``root/test/CLASS/*``;
+            classes and files in the order of their names, those starting with a dot left out.
+            JPEG, PNG, BMP, GIF, PPM, TIFF and WebP are read (the first frame), turned as their
+            EXIF says, and converted to RGB: transparency on black, 16-bit grey from 0..65535. The
+            shorter side becomes `image_size` (antialiased bilinear), the longer one is cropped at
+            both ends.
+    root : Path or None
+        The folder of the data; ``digits`` needs none.
+    image_size : int
+        Height and width of the images in pixels, at least 1. Images of another size are resized
+        bilinearly (antialiased when they shrink).
+
+    Returns
+    -------
+    ImageDataset
+        Images of shape (N, 3, image_size, image_size).
+
+    Raises
+    ------
+    InputError
+        Unknown name, bad size, or data that is absent, altered, unreadable or laid out otherwise.
+    """
+    if name not in DATASETS:
+        raise InputError(f"split.dataset: unknown {name!r}; allowed: {', '.join(DATASETS)}")
+    if image_size < 1:
+        raise InputError(f"split.image_size: is {image_size}; allowed: at least 1")
+    return DATASETS[name](root, image_size)
+
+
+def _digits(root: Path | None, size: int) -> ImageDataset:
+    from sklearn.datasets import load_digits  # not needed by any other data set
+
+    digits = load_digits()
+    grey = torch.from_numpy(digits.images).float()[:, None] * (255 / 16)
+    images = _resize(grey, size).repeat(1, 3, 1, 1)
+    labels = torch.from_numpy(digits.target).long()
+    names = tuple(str(name) for name in digits.target_names)
+    return ImageDataset(names, LabeledImages(images, labels), test=None)
+
+
+def _resize(images: Tensor, size: int) -> Tensor:
+    """Resize images with values 0..255, (N, C, H, W), to uint8 of (N, C, size, size)."""
+    chunks = [
+        F.interpolate(chunk.float(), (size, size), mode="bilinear", antialias=True)
+        .round()
+        .clamp(0, 255)
+        .to(torch.uint8)
+        for chunk in images.split(RESIZE_CHUNK)
+    ]
+    return torch.cat(chunks)
+
+
+def _require_root(root: Path | None) -> Path:
+    if root is None:
+        raise InputError("split.root: is empty; this data set needs the folder of its files")
+    if root.exists() and not root.is_dir():
+        raise InputError(f"split.root: {str(root)!r} is no folder; allowed: the data set's folder")
+    return root
+
+
+# CIFAR ------------------------------------------------------------------------------------------
+
+
+def _cifar(official: type[CIFAR10], root: Path | None, size: int) -> ImageDataset:
+    """Read the extracted folder if there is one, else the archive, downloaded if need be."""
+    root = _require_root(root)
+    folder, archive = root / official.base_folder, root / official.filename
+    if folder.exists():
+        _check_members(official, root, found_in=folder)
+        return _read_cifar(official, root, size)
+    if not archive.exists():
+        _download(official, root)
+    # For this one reading only: `root` may be read-only, and no half-written folder can stay.
+    with tempfile.TemporaryDirectory() as unpacked:
+        _unpack(official, archive, Path(unpacked))
+        _check_members(official, Path(unpacked), found_in=archive)
+        return _read_cifar(official, Path(unpacked), size)
+
+
+def _advice(official: type[CIFAR10], root: Path) -> str:
+    return f"get {official.url} (md5 {official.tgz_md5}) and put it into {str(root)!r}"
+
+
+def _download(official: type[CIFAR10], root: Path) -> None:
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        # The archive gets its name only once it is whole.
+        with tempfile.TemporaryDirectory(dir=root, prefix=".download-") as part:
+            download_url(official.url, part, official.filename, official.tgz_md5)
+            os.replace(Path(part, official.filename), root / official.filename)
+    except (OSError, RuntimeError, HTTPException) as error:
+        raise InputError(
+            f"split.root: {official.filename} could not be downloaded ({_one_line(error)}); "
+            f"{_advice(official, root)}"
+        ) from error
+
+
+def _unpack(official: type[CIFAR10], archive: Path, target: Path) -> None:
+    if not _has_md5(archive, official.tgz_md5):
+        raise InputError(
+            f"split.root: {str(archive)!r} is truncated or altered (not the official md5); "
+            f"remove it and {_advice(official, archive.parent)}"
+        )
+    try:
+        with tarfile.open(archive) as tar:
+            tar.extractall(target, filter="data")
+    except (OSError, EOFError, tarfile.TarError) as error:
+        raise InputError(
+            f"split.root: {str(archive)!r} could not be extracted ({_one_line(error)})"
+        ) from error
+
+
+def _check_members(official: type[CIFAR10], root: Path, found_in: Path) -> None:
+    """Check every file that torchvision will unpickle: unpickling an altered one may run code."""
+    meta = (official.meta["filename"], official.meta["md5"])
+    for name, md5 in (*official.train_list, *official.test_list, meta):
+        if not _has_md5(root / official.base_folder / name, md5):
+            raise InputError(
+                f"split.root: {name} in {str(found_in)!r} is missing, truncated or altered (not "
+                f"the official md5 {md5}); remove {found_in.name} and "
+                f"{_advice(official, found_in.parent)}"
+            )
+
+
+def _has_md5(path: Path, md5: str) -> bool:
+    try:
+        return check_integrity(path, md5)
+    except OSError as error:
+        raise InputError(f"split.root: {str(path)!r} is unreadable ({_one_line(error)})") from error
+
+
+def _read_cifar(official: type[CIFAR10], root: Path, size: int) -> ImageDataset:
+    train, test = official(root, train=True), official(root, train=False)
+    return ImageDataset(tuple(train.classes), _cifar_images(train, size), _cifar_images(test, size))
+
+
+def _cifar_images(part: CIFAR10, size: int) -> LabeledImages:
+    images = torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous()
+    if images.shape[-1] != size:
+        images = _resize(images, size)
+    return LabeledImages(images, torch.tensor(part.targets, dtype=torch.int64))
+
+
+# Image folders ----------------------------------------------------------------------------------
+
+
+def _image_folder(root: Path | None, size: int) -> ImageDataset:
+    root = Path(os.path.realpath(_require_root(root)))
+    if not (root / "train").is_dir():
+        raise InputError(
+            f"split.root: {str(root)!r} has no folder train; "
+            "wanted: train/CLASS/* and, if there are test images, test/CLASS/*"
+        )
+    train = _list_classes(root / "train", root)
+    test = None
+    if os.path.lexists(root / "test"):
+        test = _list_classes(root / "test", root)
+        _check_same_classes(train, test, root)
+    return ImageDataset(
+        tuple(train),
+        _read_images(train, size),
+        None if test is None else _read_images(test, size),
+    )
+
+
+def _list_classes(part: Path, root: Path) -> dict[str, list[Path]]:
+    """Return the image files of each class folder in `part`, both in the order of their names."""
+    _refuse_link_outside(part, root)
+    classes = {
+        entry.name: _list_files(entry, root) for entry in _entries(part, root) if entry.is_dir()
+    }
+    if not classes:
+        raise InputError(
+            f"split.root: {str(part)!r} has no class folders; wanted: a folder a class"
+        )
+    return classes
+
+
+def _list_files(folder: Path, root: Path) -> list[Path]:
+    files = _entries(folder, root)
+    if not files:
+        raise InputError(f"split.root: class folder {str(folder)!r} has no images; wanted: some")
+    for path in files:
+        if not path.is_file():
+            raise InputError(
+                f"split.root: {str(path)!r} is no regular file; a class folder holds images only"
+            )
+    return files
+
+
+def _entries(folder: Path, root: Path) -> list[Path]:
+    try:
+        entries = [entry for entry in folder.iterdir() if not entry.name.startswith(".")]
+    except OSError as error:
+        raise InputError(
+            f"split.root: {str(folder)!r} is no readable folder ({_one_line(error)})"
+        ) from error
+    for entry in entries:
+        _refuse_link_outside(entry, root)
+    return sorted(entries, key=lambda entry: entry.name)
+
+
+def _refuse_link_outside(path: Path, root: Path) -> None:
+    if path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(root):
+        raise InputError(
+            f"split.root: {str(path)!r} is a link to outside of {str(root)!r}; "
+            "allowed: links within the folder"
+        )
+
+
+def _check_same_classes(
+    train: dict[str, list[Path]], test: dict[str, list[Path]], root: Path
+) -> None:
+    for name in sorted(train.keys() ^ test.keys()):
+        here, there = ("train", "test") if name in train else ("test", "train")
+        raise InputError(
+            f"split.root: class {name!r} is in {str(root / here)!r} but not in {there}; "
+            "wanted: the same classes in both"
+        )
+
+
+def _read_images(classes: dict[str, list[Path]], size: int) -> LabeledImages:
+    files = [path for paths in classes.values() for path in paths]
+    counts = torch.tensor([len(paths) for paths in classes.values()])
+    images = np.empty((len(files), 3, size, size), np.uint8)
+    # Pillow only warns of a bomb up to twice its limit.
+    with warnings.catch_warnings(), ThreadPoolExecutor() as pool:
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        for row, image in zip(
+            images, pool.map(partial(_read_image, size=size), files), strict=True
+        ):
+            row[:] = image
+    return LabeledImages(
+        torch.from_numpy(images), torch.arange(len(classes)).repeat_interleave(counts)
+    )
+
+
+def _read_image(path: Path, size: int) -> np.ndarray:
+    """Read one image as uint8 of shape (3, size, size)."""
+    try:
+        with Image.open(path, formats=IMAGE_FORMATS) as image:
+            # A large JPEG is decoded at a fraction of its size that is still at least twice ours.
+            image.draft(None, (2 * size, 2 * size))
+            rgb = _to_rgb(ImageOps.exif_transpose(image))
+            # Crops in the resampling itself: no huge strip is made of a long, thin image.
+            square = ImageOps.fit(rgb, (size, size), Image.Resampling.BILINEAR)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise InputError(
+            f"split.root: {str(path)!r} has too many pixels; allowed: {Image.MAX_IMAGE_PIXELS}"
+        ) from error
+    except Exception as error:  # a broken file makes Pillow's readers raise almost anything
+        raise InputError(
+            f"split.root: {str(path)!r} is no image that can be read ({_one_line(error)}); "
+            f"allowed: whole files in {', '.join(IMAGE_FORMATS)}"
+        ) from error
+    return np.asarray(square).transpose(2, 0, 1)
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "F":
+        raise ValueError("floating-point pixels, whose range is unknown")
+    if image.mode.startswith("I"):  # Pillow's own conversion clips at 255
+        return _sixteen_to_eight_bits(image).convert("RGB")
+    if image.has_transparency_data:
+        black = Image.new("RGBA", image.size, (0, 0, 0, 255))
+        image = Image.alpha_composite(black, image.convert("RGBA"))
+    return image.convert("RGB")
+
+
+def _sixteen_to_eight_bits(image: Image.Image) -> Image.Image:
+    values = np.asarray(image).astype(np.int64)
+    if values.min() < 0 or values.max() > 65535:
+        raise ValueError("integer pixels outside 0..65535")
+    return Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())
+
+
+DATASETS: dict[str, Callable[[Path | None, int], ImageDataset]] = {
+    "digits": _digits,
+    "cifar10": partial(_cifar, CIFAR10),
+    "cifar100": partial(_cifar, CIFAR100),
+    "image_folder": _image_folder,
+}

@@ -1,0 +1,210 @@
+"""The split of a data set into a sequence of tasks with disjoint classes."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from permafrost.data.datasets import ImageDataset, LabeledImages
+from permafrost.errors import InputError
+
+Selection = Literal["first", "random"]
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task.
+
+    Parameters
+    ----------
+    classes : tuple of str
+        The C names; label ``i`` of this task is ``classes[i]``.
+    train, validation, test : LabeledImages
+        Disjoint sets of images with labels 0..C-1; `validation` may be empty.
+    """
+
+    classes: tuple[str, ...]
+    train: LabeledImages
+    validation: LabeledImages
+    test: LabeledImages
+
+
+@dataclass(frozen=True)
+class Normalization:
+    """Mean and standard deviation of each channel, of images with values 0..1.
+
+    Parameters
+    ----------
+    mean, std : tuple of float
+        One number a channel; `std` is positive.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class TaskSequence:
+    """Tasks in the order in which they are learned, and the normalisation that they share."""
+
+    tasks: tuple[Task, ...]
+    normalization: Normalization
+
+
+def split_tasks(
+    dataset: ImageDataset,
+    *,
+    classes_per_task: int,
+    tasks: int,
+    selection: Selection,
+    validation: float,
+    test_share: float,
+    seed: int,
+) -> TaskSequence:
+    """Divide a data set's classes among tasks, and each class's images among three parts.
+
+    Which images of a class are held out depends on the data set and the shares alone, never on the
+    seed or on the other classes: all seeds of an experiment keep the same images apart.
+
+    Parameters
+    ----------
+    dataset : ImageDataset
+        The data set.
+    classes_per_task : int
+        Classes of each task, at least 1.
+    tasks : int
+        Number of tasks, at least 1.
+    selection : {"first", "random"}
+        Take the classes in label order, or in an order drawn with the seed.
+    validation : float
+        Share of each class's training images that is held out, 0 <= share < 1, rounded to whole
+        images.
+    test_share : float
+        Where the data set has no test part, the share of each class's images that becomes it,
+        0 < share < 1, rounded to whole images; what is left is the training images. Unused
+        otherwise.
+    seed : int
+        Not negative; decides the classes of ``selection="random"`` and nothing else.
+
+    Returns
+    -------
+    TaskSequence
+        The tasks, and the statistics of the first task's training part.
+
+    Raises
+    ------
+    InputError
+        A parameter out of its range, more classes wanted than there are, or a class that would be
+        left with fewer than 2 training images, no test image, or no validation image although
+        `validation` is positive.
+    """
+    _check_parameters(classes_per_task, tasks, selection, validation, test_share)
+    order = _class_order(len(dataset.class_names), classes_per_task * tasks, selection, seed)
+    divided = tuple(
+        _make_task(dataset, order[start : start + classes_per_task], validation, test_share)
+        for start in range(0, len(order), classes_per_task)
+    )
+    return TaskSequence(divided, _statistics(divided[0].train.images))
+
+
+def _check_parameters(
+    classes_per_task: int, tasks: int, selection: str, validation: float, test_share: float
+) -> None:
+    checks = (
+        ("classes_per_task", classes_per_task, classes_per_task >= 1, "at least 1"),
+        ("tasks", tasks, tasks >= 1, "at least 1"),
+        ("selection", selection, selection in ("first", "random"), "first, random"),
+        ("validation", validation, 0 <= validation < 1, "0 <= share < 1"),
+        ("test_share", test_share, 0 < test_share < 1, "0 < share < 1"),
+    )
+    for key, value, good, allowed in checks:
+        if not good:
+            raise InputError(f"split.{key}: is {value!r}; allowed: {allowed}")
+
+
+def _class_order(available: int, wanted: int, selection: Selection, seed: int) -> list[int]:
+    if wanted > available:
+        raise InputError(
+            f"split.classes_per_task: times split.tasks is {wanted} classes, "
+            f"but the data set has {available}; allowed: at most {available}"
+        )
+    if selection == "first":
+        return list(range(wanted))
+    return _permutation(available, seed)[:wanted].tolist()
+
+
+def _permutation(count: int, *key: int) -> np.ndarray:
+    # RandomState, because NumPy promises that its stream never changes from version to version.
+    return np.random.RandomState(np.random.MT19937(key)).permutation(count)
+
+
+def _make_task(
+    dataset: ImageDataset, classes: Sequence[int], validation: float, test_share: float
+) -> Task:
+    train, held_out, test = [], [], []
+    for label in classes:
+        own = _indices(dataset.train, label)
+        own_test = None if dataset.test is None else _indices(dataset.test, label)
+        if own_test is None:
+            own_test, own = _draw(own, test_share, label, 0)
+        own_validation, own = _draw(own, validation, label, 1)
+        _check_counts(dataset.class_names[label], own, own_validation, own_test, validation)
+        train.append(own)
+        held_out.append(own_validation)
+        test.append(own_test)
+    return Task(
+        tuple(dataset.class_names[label] for label in classes),
+        _gather(dataset.train, train),
+        _gather(dataset.train, held_out),
+        _gather(dataset.test or dataset.train, test),
+    )
+
+
+def _indices(data: LabeledImages, label: int) -> np.ndarray:
+    return np.flatnonzero(data.labels.numpy() == label)
+
+
+def _draw(indices: np.ndarray, share: float, *key: int) -> tuple[np.ndarray, np.ndarray]:
+    """Divide a class's images into a drawn share and the rest, each in its old order."""
+    count = int(len(indices) * share + 0.5)
+    order = _permutation(len(indices), *key)
+    return indices[np.sort(order[:count])], indices[np.sort(order[count:])]
+
+
+def _check_counts(
+    name: str, train: np.ndarray, held_out: np.ndarray, test: np.ndarray, validation: float
+) -> None:
+    if len(train) < 2 or len(test) < 1 or (validation > 0 and len(held_out) < 1):
+        raise InputError(
+            f"split.root: class {name!r} has too few images: {len(train)} for training, "
+            f"{len(held_out)} for split.validation {validation}, {len(test)} for testing; "
+            f"wanted: at least 2, {int(validation > 0)} and 1"
+        )
+
+
+def _gather(data: LabeledImages, classes: list[np.ndarray]) -> LabeledImages:
+    """Collect the images of each class; the labels become the positions in `classes`."""
+    counts = torch.tensor([len(indices) for indices in classes])
+    images = data.images[torch.from_numpy(np.concatenate(classes))]
+    return LabeledImages(images, torch.arange(len(classes)).repeat_interleave(counts))
+
+
+def _statistics(images: Tensor) -> Normalization:
+    """Return the statistics over images and positions.
+
+    The deviation is the population's. A channel that never changes has deviation 0, with which no
+    image could be divided: it gets 1.
+    """
+    values = torch.arange(256, dtype=torch.float64)
+    mean, std = [], []
+    for channel in images.unbind(1):
+        # Counted, since integers sum to the same on every machine and number of threads.
+        share = torch.bincount(channel.reshape(-1), minlength=256).double() / channel.numel()
+        centre = (share * values).sum()
+        spread = (share * (values - centre) ** 2).sum().sqrt()
+        mean.append(centre.item() / 255)
+        std.append(spread.item() / 255 or 1.0)
+    return Normalization(tuple(mean), tuple(std))

@@ -1,0 +1,26 @@
+"""Floor 2, evaluation: the accuracy matrix, the measures made of it, and response drift."""
+
+from permafrost.evaluation.accuracy import Accuracy, accuracy, accuracy_row
+from permafrost.evaluation.drift import mean_drift, response_drift
+from permafrost.evaluation.measures import (
+    Interval,
+    average_accuracy,
+    backward_transfer,
+    confidence_interval,
+    forgetting,
+    forward_transfer,
+)
+
+__all__ = [
+    "Accuracy",
+    "Interval",
+    "accuracy",
+    "accuracy_row",
+    "average_accuracy",
+    "backward_transfer",
+    "confidence_interval",
+    "forgetting",
+    "forward_transfer",
+    "mean_drift",
+    "response_drift",
+]

@@ -1,0 +1,94 @@
+"""Accuracy of a network on every task: one row of the accuracy matrix R."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from permafrost.data import Batches
+from permafrost.models import Head, TaskNetwork
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Test accuracy on one task.
+
+    Attributes
+    ----------
+    overall : float
+        Share of the images that are classified correctly, 0..1.
+    per_class : tuple of float
+        The same for each of the task's C classes.
+    """
+
+    overall: float
+    per_class: tuple[float, ...]
+
+
+@torch.no_grad()
+def accuracy(
+    model: nn.Module, batches: Batches, classes: int, *, offset: int = 0, batch_size: int = 256
+) -> Accuracy:
+    """Measure a classifier on one task's images.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Maps images (N, 3, H, W) to logits; measured in eval mode, and left so.
+    batches : Batches
+        Images with labels 0 .. classes - 1; at least one.
+    classes : int
+        C.
+    offset : int
+        Added to the labels to index the logits (a class-incremental head).
+    batch_size : int
+        Images at once.
+    """
+    model.eval()
+    correct = torch.zeros(classes, dtype=torch.int64)
+    count = torch.zeros(classes, dtype=torch.int64)
+    for images, labels in batches.ordered(batch_size):
+        hits = (model(images).argmax(1) == labels + offset).cpu()
+        labels = labels.cpu()
+        correct += torch.bincount(labels[hits], minlength=classes)
+        count += torch.bincount(labels, minlength=classes)
+    return Accuracy(
+        int(correct.sum()) / int(count.sum()),
+        tuple((correct / count.clamp(min=1)).double().tolist()),
+    )
+
+
+def accuracy_row(
+    network: TaskNetwork, tests: list[Batches], head: Head, seen: int
+) -> list[Accuracy | None]:
+    """Measure a network on every task: row ``seen`` of R.
+
+    Parameters
+    ----------
+    network : TaskNetwork
+        The network after learning ``seen`` tasks.
+    tests : list of Batches
+        The test images of the T tasks.
+    head : {"shared", "multi", "expanding"}
+        How a task is answered.
+    seen : int
+        0 .. T tasks learned; 0 is the untrained network.
+
+    Returns
+    -------
+    list of Accuracy or None
+        One for each task; None where an expanding head has no output yet for the task's classes.
+    """
+    heads = max(seen, 1)  # the untrained network has its first head
+    classes = network.classes_per_task
+    return [
+        None
+        if head == "expanding" and task >= heads
+        else accuracy(
+            network.view(head, task, heads),
+            test,
+            classes,
+            offset=network.label_offset(head, task),
+        )
+        for task, test in enumerate(tests)
+    ]

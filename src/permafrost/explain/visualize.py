@@ -1,0 +1,243 @@
+"""Filter visualisation: the image that a convolution filter answers to most strongly.
+
+Activation maximisation as in Erhan, Bengio, Courville and Vincent, "Visualizing higher-layer
+features of a deep network" (2009), section 3: gradient ascent on the image, weights held fixed.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Literal, NoReturn
+
+import torch
+from torch import Tensor, nn
+
+from permafrost.explain._scopes import explaining
+
+Reduction = Literal["change", "intensity", "max"]
+
+
+class _LayerReached(Exception):
+    """Carries a layer's output out of the forward pass, so that nothing above the layer runs."""
+
+    def __init__(self, output: Tensor):
+        super().__init__()
+        self.output = output
+
+
+def conv_layers(model: nn.Module) -> dict[str, nn.Conv2d]:
+    """Return a model's 2-D convolutions by their qualified names, in order of registration.
+
+    Parameters
+    ----------
+    model
+        Any module. In a sequential network, order of registration is order of execution.
+
+    Returns
+    -------
+    dict
+        Qualified name (as in ``model.named_modules()``) to layer; a layer that is registered
+        twice appears once.
+    """
+    return {name: m for name, m in model.named_modules() if isinstance(m, nn.Conv2d)}
+
+
+def start_image(size: int, mean: Sequence[float], std: Sequence[float], seed: int) -> Tensor:
+    """Draw the image that activation maximisation starts from.
+
+    Parameters
+    ----------
+    size
+        Height and width in pixels.
+    mean, std
+        Three channel means and standard deviations of images scaled to 0..1: the statistics that
+        the network's inputs are normalised with.
+    seed
+        Seed of a generator of its own on the CPU, so that every device gets the same image and
+        the global random state stays as it is.
+
+    Returns
+    -------
+    Tensor
+        (3, size, size), float32, normalised: grey noise, uniform in 150..180 of 255.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    pixels = torch.empty(3, size, size).uniform_(150, 180, generator=generator) / 255
+    return (pixels - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
+
+
+def visualize_filters(
+    model: nn.Module,
+    layer: str,
+    filters: Sequence[int] | None = None,
+    *,
+    start: Tensor,
+    steps: int = 30,
+    lr: float = 0.1,
+    weight_decay: float = 1e-6,
+    batch_size: int = 64,
+    on_batch: Callable[[int], None] | None = None,
+) -> Tensor:
+    """Maximise filters' mean activations, each by an image of its own (Erhan et al. 2009).
+
+    The objective of filter f is the mean over positions of its convolution's output, before
+    BatchNorm and activation, with the network in eval mode. Adam minimises the negative SUM of the
+    objectives of a batch: every image then has the gradient that it would have alone, while a
+    mean over the batch would shrink it against Adam's epsilon.
+
+    All filters start from the same image: common noise keeps their pictures comparable.
+
+    Parameters
+    ----------
+    model
+        Network of images (N, 3, H, W). Only the layers below `layer` are run. Nothing of it is
+        changed: training flags are put back, and no weight gets a gradient.
+    layer
+        Name of a convolution, as in `conv_layers`.
+    filters
+        Indices of the filters to visualise, in this order; all of the layer's when None.
+    start
+        (3, H, W), the normalised start image (see `start_image`), on the model's device and in
+        its floating-point type. Use float32 or float64: the rounding of shorter types changes the
+        pictures of deep filters as much as another start image does.
+    steps
+        Number of Adam steps.
+    lr, weight_decay
+        Adam's learning rate and its L2 penalty on the image, in normalised pixel units.
+    batch_size
+        Most filters optimised together; 1 is run as 2. It does not change the result: see Notes.
+    on_batch
+        Called after each batch with the number of filters that it finished.
+
+    Returns
+    -------
+    Tensor
+        (F, 3, H, W), in the units, type and device of `start`; not clipped to valid pixels.
+
+    Raises
+    ------
+    ValueError
+        If the layer or a filter does not exist, the forward pass does not run the layer, `start`
+        is not (3, H, W) or `batch_size` is below 1.
+
+    Notes
+    -----
+    All batches of a call have the same size, at least 2: the last one is filled up by repeating its
+    last filter. In float32 a batch of 1 takes other kernels on a CPU, and Adam's sign-like step
+    turns their rounding into visibly different images of deep filters; batches of 2 and more agree
+    bit for bit.
+    """
+    chosen = _check(model, layer, filters, start, batch_size)
+    images = start.new_empty(len(chosen), *start.shape)
+    size = max(2, min(batch_size, len(chosen)))
+    with explaining(model), _stopping_at(conv_layers(model)[layer]):
+        for first in range(0, len(chosen), size):
+            chunk = chosen[first : first + size]
+            padding = [chunk[-1]] * (size - len(chunk))
+            ascended = _ascend(model, chunk + padding, start, steps, lr, weight_decay)
+            images[first : first + len(chunk)] = ascended[: len(chunk)]
+            if on_batch is not None:
+                on_batch(len(chunk))
+    return images
+
+
+def heat_maps(images: Tensor, start: Tensor, reduction: Reduction = "change") -> Tensor:
+    """Reduce filter pictures to one channel, to be compared with class saliency maps.
+
+    Parameters
+    ----------
+    images
+        (F, 3, H, W), pictures from `visualize_filters`, normalised pixel units.
+    start
+        (3, H, W), the start image that they grew from.
+    reduction
+        "change": mean over the channels of |image − start|. "intensity": mean over the channels
+        of the image itself, the grey picture. "max": maximum over the channels of
+        |image − start|.
+
+    Returns
+    -------
+    Tensor
+        (F, H, W); "change" and "max" are 0 or more, "intensity" has either sign.
+
+    Raises
+    ------
+    ValueError
+        If `reduction` is none of the three.
+
+    Notes
+    -----
+    "change" is the default because a FullGrad map says how much each position contributes,
+    whatever its sign. The comparable quantity is how much of the pattern lies at each position: a
+    dark stroke belongs to a pattern as a bright one does. The difference also takes out the start
+    image's noise, which all filters share and which would correlate every map with every other.
+    """
+    if reduction == "intensity":
+        return images.mean(dim=1)
+    change = (images - start).abs()
+    if reduction == "change":
+        return change.mean(dim=1)
+    if reduction == "max":
+        return change.amax(dim=1)
+    raise ValueError(f"reduction {reduction!r}: must be 'change', 'intensity' or 'max'")
+
+
+def _check(
+    model: nn.Module, layer: str, filters: Sequence[int] | None, start: Tensor, batch_size: int
+) -> list[int]:
+    """Refuse what cannot be visualised; return the filters as a list."""
+    layers = conv_layers(model)
+    if layer not in layers:
+        raise ValueError(f"no convolution {layer!r} in the model; it has {', '.join(layers)}")
+    if start.ndim != 3 or start.shape[0] != 3:
+        raise ValueError(f"start must be (3, H, W), not {tuple(start.shape)}")
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, not {batch_size}")
+    width = layers[layer].out_channels
+    chosen = list(range(width)) if filters is None else [int(index) for index in filters]
+    if any(not 0 <= index < width for index in chosen):
+        raise ValueError(f"layer {layer!r} has filters 0 to {width - 1}; asked for {chosen}")
+    return chosen
+
+
+@contextmanager
+def _stopping_at(layer: nn.Conv2d) -> Iterator[None]:
+    """End every forward pass at `layer`, by a `_LayerReached` with its output."""
+
+    def stop(_module: nn.Module, _inputs: object, output: Tensor) -> NoReturn:
+        raise _LayerReached(output)
+
+    handle = layer.register_forward_hook(stop)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _ascend(
+    model: nn.Module,
+    filters: list[int],
+    start: Tensor,
+    steps: int,
+    lr: float,
+    weight_decay: float,
+) -> Tensor:
+    """Optimise one image for each filter; `_stopping_at` must be in force."""
+    images = start.detach().repeat(len(filters), 1, 1, 1).requires_grad_()
+    optimizer = torch.optim.Adam([images], lr=lr, weight_decay=weight_decay)
+    rows = range(len(filters))
+    for _ in range(steps):
+        output = _layer_output(model, images)
+        loss = -output[rows, filters].mean(dim=(1, 2)).sum()
+        # Gradients of the images alone: `backward` would fill the weights' too.
+        (images.grad,) = torch.autograd.grad(loss, images)
+        optimizer.step()
+    return images.detach()
+
+
+def _layer_output(model: nn.Module, images: Tensor) -> Tensor:
+    try:
+        # A copy, since a network may begin with an in-place operation.
+        model(images.clone())
+    except _LayerReached as reached:
+        return reached.output
+    raise ValueError("the model's forward pass does not run the layer to visualise")

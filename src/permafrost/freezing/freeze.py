@@ -1,0 +1,109 @@
+"""Freeze filters of a network while it is trained."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from permafrost.freezing.layers import (
+    BatchNormFreeze,
+    PartlyFrozenBatchNorm2d,
+    PartlyFrozenConv2d,
+)
+
+FilterMasks = Mapping[str, Tensor]
+
+
+def batch_norm_after(model: nn.Module) -> dict[str, str]:
+    """Name the BatchNorm that follows each convolution.
+
+    Returns
+    -------
+    dict of str to str
+        Convolution name to BatchNorm name, for each ``Conv2d`` that is registered directly before a
+        ``BatchNorm2d`` of as many channels (as in torchvision's VGG, ResNet, DenseNet's first layer
+        and others).
+    """
+    leaves = [(name, module) for name, module in model.named_modules() if not list(module.children())]
+    pairs = zip(leaves, leaves[1:], strict=False)
+    return {
+        name: next_name
+        for (name, module), (next_name, following) in pairs
+        if isinstance(module, nn.Conv2d)
+        and isinstance(following, nn.BatchNorm2d)
+        and following.num_features == module.out_channels
+    }
+
+
+@contextmanager
+def frozen_filters(
+    model: nn.Module, masks: FilterMasks, batch_norm: BatchNormFreeze = "full"
+) -> Iterator[nn.Module]:
+    """Keep filters frozen, bit for bit, inside a ``with`` block.
+
+    Make the optimizer inside the block: there ``model.parameters()`` holds the live rows only. On
+    leaving, the plain layers return, with what was learned.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Any network; it is changed in place.
+    masks : mapping of str to Tensor of bool, shape (F,)
+        For each convolution layer by name, True for each frozen filter. A layer that is left out
+        or has no frozen filter stays plain.
+    batch_norm : {"full", "affine", "none"}
+        What is frozen of the BatchNorm behind a frozen filter: ``full``: γ, β and the running
+        statistics, by which the channel is then normalised in training too. ``affine``: γ and β.
+        ``none``: nothing.
+
+    Yields
+    ------
+    nn.Module
+        The same model.
+
+    Raises
+    ------
+    ValueError
+        If a name is no convolution or a mask has the wrong shape or type.
+    """
+    stand_ins = _make_stand_ins(model, masks, batch_norm)
+    for name, stand_in in stand_ins.items():
+        stand_in.train(model.get_submodule(name).training)
+        _replace(model, name, stand_in)
+    try:
+        yield model
+    finally:
+        for name, stand_in in stand_ins.items():
+            original = stand_in.write_back()
+            original.train(stand_in.training)
+            _replace(model, name, original)
+
+
+def _make_stand_ins(
+    model: nn.Module, masks: FilterMasks, batch_norm: BatchNormFreeze
+) -> dict[str, PartlyFrozenConv2d | PartlyFrozenBatchNorm2d]:
+    norms = batch_norm_after(model)
+    stand_ins: dict[str, PartlyFrozenConv2d | PartlyFrozenBatchNorm2d] = {}
+    for name, mask in masks.items():
+        conv = model.get_submodule(name)
+        if not isinstance(conv, nn.Conv2d):
+            raise ValueError(f"{name!r} is no Conv2d")
+        if mask.dtype != torch.bool or mask.shape != (conv.out_channels,):
+            raise ValueError(f"the mask of {name!r} must be bool of shape ({conv.out_channels},)")
+        if not mask.any():
+            continue
+        mask = mask.to(conv.weight.device)
+        stand_ins[name] = PartlyFrozenConv2d(conv, mask)
+        if batch_norm != "none" and name in norms:
+            norm = model.get_submodule(norms[name])
+            assert isinstance(norm, nn.BatchNorm2d)
+            stand_ins[norms[name]] = PartlyFrozenBatchNorm2d(
+                norm, mask, statistics=batch_norm == "full"
+            )
+    return stand_ins
+
+
+def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, module)

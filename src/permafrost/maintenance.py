@@ -1,0 +1,77 @@
+"""Commands around the workflow: bring MLflow up to date, show it, delete old trainings."""
+
+import os
+import subprocess
+import sys
+from typing import Any
+
+from permafrost.artifacts import load_json
+from permafrost.cells import CellStore, run_record
+from permafrost.errors import InputError
+from permafrost.stages.workspace import (
+    FIRST_RECORDS,
+    SECOND_RECORDS,
+    SWEEP,
+    project_root,
+)
+from permafrost.tracking import CELLS, Tracker, TrackingError
+from permafrost.variants import variant_records
+
+
+def track_all() -> str:
+    """Make MLflow hold one finished run for each training and variant; return what was done.
+
+    Raises
+    ------
+    InputError
+        If the store cannot be used.
+    """
+    store = CellStore(project_root())
+    records = [run_record(record) for record in store.records()] + variant_records(store)
+    try:
+        counts = store.tracker.reconcile(records, store.is_active)
+    except TrackingError as error:
+        raise InputError(str(error)) from None
+    return "MLflow: " + ", ".join(f"{count} runs {what}" for what, count in counts.items())
+
+
+def unused_cells() -> list[str]:
+    """Return the keys of the stored trainings that the results in ``metrics/`` do not name."""
+    store = CellStore(project_root())
+    used: set[str] = set()
+    for path in [SWEEP, *FIRST_RECORDS.glob("*.json"), *SECOND_RECORDS.glob("*.json")]:
+        if path.exists():
+            rows: Any = load_json(path)
+            used |= {row["key"] for row in (rows if isinstance(rows, list) else [rows])}
+    return [key for key in store.keys() if key not in used]
+
+
+def delete_cells(keys: list[str]) -> str:
+    """Delete stored trainings; return what was done."""
+    freed = CellStore(project_root()).delete(keys)
+    return f"{len(keys)} trainings deleted, {freed / 2**20:.0f} MiB freed"
+
+
+def serve_ui(port: int) -> int:
+    """Run MLflow's server on this machine's loopback address until it is stopped.
+
+    Returns
+    -------
+    int
+        The server's exit code.
+
+    Raises
+    ------
+    InputError
+        If the store cannot be used.
+    """
+    tracker = Tracker(project_root())
+    try:
+        experiment = tracker.experiment_ids()[CELLS]
+    except TrackingError as error:
+        raise InputError(str(error)) from None
+    print(f"MLflow: http://127.0.0.1:{port}/#/experiments/{experiment} (Ctrl-C ends it)")
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1"]
+    command += ["--port", str(port), "--backend-store-uri", tracker.uri]
+    command += ["--default-artifact-root", str(tracker.root / "mlruns")]
+    return subprocess.run(command, env=os.environ, check=False).returncode

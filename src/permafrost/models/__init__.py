@@ -1,0 +1,5 @@
+"""Floor 1, models: the VGG family for small images and its heads."""
+
+from permafrost.models.vgg import ARCHITECTURES, HEADS, Head, TaskNetwork, build_network
+
+__all__ = ["ARCHITECTURES", "HEADS", "Head", "TaskNetwork", "build_network"]

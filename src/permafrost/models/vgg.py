@@ -1,0 +1,157 @@
+"""The VGG family for small images, with one linear head per task."""
+
+from collections import OrderedDict
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torchvision.models import vgg as torchvision_vgg
+
+from permafrost.errors import InputError
+from permafrost.seeding import derive_seed
+
+Head = Literal["shared", "multi", "expanding"]
+HEADS: tuple[Head, ...] = ("shared", "multi", "expanding")
+
+# torchvision names its configurations by letter (Simonyan & Zisserman 2015, table 1).
+ARCHITECTURES = {"vgg11": "A", "vgg13": "B", "vgg16": "D", "vgg19": "E"}
+
+
+class ConcatenatedHeads(nn.Module):
+    """One softmax over the classes of several heads: their logits side by side.
+
+    Parameters
+    ----------
+    heads : list of nn.Linear
+        Each maps (N, D) to (N, C).
+    """
+
+    def __init__(self, heads: list[nn.Linear]) -> None:
+        super().__init__()
+        self.heads = nn.ModuleList(heads)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Map features (N, D) to logits (N, C * number of heads)."""
+        return torch.cat([head(features) for head in self.heads], dim=1)
+
+
+class TaskNetwork(nn.Module):
+    """A feature extractor and a linear head for every task.
+
+    Which heads answer is decided by :meth:`view`, so that one checkpoint of the first task serves
+    every head mode.
+
+    Parameters
+    ----------
+    features : nn.Module
+        Maps images (N, 3, H, W) to feature maps (N, D, h, w).
+    channels : int
+        D.
+    classes_per_task : int
+        C, the outputs of each head.
+    tasks : int
+        T, the number of heads.
+    """
+
+    def __init__(
+        self, features: nn.Module, channels: int, classes_per_task: int, tasks: int
+    ) -> None:
+        super().__init__()
+        self.classes_per_task = classes_per_task
+        self.features = features
+        self.heads = nn.ModuleList(nn.Linear(channels, classes_per_task) for _ in range(tasks))
+
+    def view(self, head: Head, task: int, seen: int) -> nn.Sequential:
+        """Return the plain classifier of one task; it shares all its parameters with the network.
+
+        Parameters
+        ----------
+        head : {"shared", "multi", "expanding"}
+            ``shared``: the first head answers for every task (domain-incremental). ``multi``: the
+            task's own head (task-incremental). ``expanding``: one softmax over all classes seen so
+            far (class-incremental); labels are then offset by :meth:`label_offset`.
+        task : int
+            0 .. T - 1.
+        seen : int
+            1 .. T, how many tasks the network has seen; only ``expanding`` reads it.
+
+        Returns
+        -------
+        nn.Sequential
+            Maps images (N, 3, H, W) to logits (N, C), or (N, seen * C) if expanding.
+        """
+        if head == "expanding":
+            answer: nn.Module = ConcatenatedHeads(list(self.heads[:seen]))  # type: ignore[arg-type]
+        else:
+            answer = self.heads[task if head == "multi" else 0]
+        return nn.Sequential(
+            OrderedDict(
+                features=self.features,
+                pool=nn.AdaptiveAvgPool2d(1),
+                flatten=nn.Flatten(),
+                head=answer,
+            )
+        )
+
+    def label_offset(self, head: Head, task: int) -> int:
+        """Return what to add to a task's labels 0 .. C - 1 to index the view's logits."""
+        return task * self.classes_per_task if head == "expanding" else 0
+
+
+def build_network(
+    arch: str,
+    *,
+    width: float,
+    batch_norm: bool,
+    classes_per_task: int,
+    tasks: int,
+    seed: int,
+) -> TaskNetwork:
+    """Build a randomly initialised VGG.
+
+    The convolutions are exactly torchvision's, followed by global average pooling and a linear
+    head; weights are drawn as torchvision draws them (He et al. 2015, fan-out).
+
+    Parameters
+    ----------
+    arch : {"vgg11", "vgg13", "vgg16", "vgg19"}
+        Configuration of Simonyan & Zisserman 2015.
+    width : float
+        Factor on every layer's number of filters, > 0; each layer keeps at least one filter.
+    batch_norm : bool
+        Whether a BatchNorm follows every convolution.
+    classes_per_task, tasks : int
+        C and T.
+    seed : int
+        Sets the initial weights. The features and the first heads do not depend on ``tasks``.
+
+    Raises
+    ------
+    InputError
+        If ``arch`` is unknown.
+    """
+    if arch not in ARCHITECTURES:
+        raise InputError(f"model.arch: {arch!r} is unknown; allowed: {', '.join(ARCHITECTURES)}")
+    layers = [
+        entry if isinstance(entry, str) else max(1, round(entry * width))
+        for entry in torchvision_vgg.cfgs[ARCHITECTURES[arch]]
+    ]
+    channels = next(entry for entry in reversed(layers) if isinstance(entry, int))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(seed, "weights"))
+        features = torchvision_vgg.make_layers(layers, batch_norm)
+        _initialise(features)
+        network = TaskNetwork(features, channels, classes_per_task, tasks)
+        _initialise(network.heads)
+    return network
+
+
+def _initialise(modules: nn.Module) -> None:
+    """Draw weights as ``torchvision.models.VGG`` does."""
+    for module in modules.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        elif isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, 0, 0.01)
+        if isinstance(module, nn.Conv2d | nn.Linear) and module.bias is not None:
+            nn.init.zeros_(module.bias)

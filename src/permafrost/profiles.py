@@ -1,0 +1,48 @@
+"""Profiles: ready params files, one command to switch."""
+
+from pathlib import Path
+
+from permafrost.artifacts import write_atomically
+from permafrost.errors import InputError
+from permafrost.params import load_params
+
+_FOLDER = Path("profiles")
+_TARGET = Path("params.yaml")
+
+
+def list_profiles() -> str:
+    """Return the profiles' names, each with its first comment line.
+
+    Raises
+    ------
+    InputError
+        If there is no folder ``profiles``.
+    """
+    lines = []
+    for path in _paths().values():
+        first = path.read_text().splitlines()[0].lstrip("# ")
+        lines.append(f"{path.stem:8} {first}")
+    return "\n".join(lines)
+
+
+def write_profile(name: str) -> str:
+    """Write params.yaml from a profile, and return what was done.
+
+    Raises
+    ------
+    InputError
+        If there is no such profile.
+    """
+    paths = _paths()
+    if name not in paths:
+        raise InputError(f"profile {name!r} is unknown; allowed: {', '.join(paths)}")
+    load_params(paths[name])
+    write_atomically(_TARGET, paths[name].read_bytes())
+    return f"{_TARGET} now holds the profile {name}; `dvc repro` runs it"
+
+
+def _paths() -> dict[str, Path]:
+    paths = {path.stem: path for path in sorted(_FOLDER.glob("*.yaml"))}
+    if not paths:
+        raise InputError(f"{_FOLDER}/: not found; run the command in a clone of the project")
+    return paths

@@ -1,0 +1,484 @@
+"""Map metrics: how much a filter's map looks like a class's map.
+
+A map metric is a pure function of filter maps (F, H, W) and class maps (C, H, W) to scores (F, C).
+It declares by :func:`map_metric` whether a higher score means more alike. All metrics here compare
+maps that are min-max rescaled one by one, work in float64 and return float32, so that the rounding
+of a sum's last bits does not decide between filters that are equal.
+"""
+
+import importlib
+from collections.abc import Callable
+from typing import Protocol, cast
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from permafrost.errors import InputError
+
+SSIM_WINDOW = 11
+SSIM_SIGMA = 1.5
+SSIM_C1 = 0.01**2
+SSIM_C2 = 0.03**2
+
+# Elements that the temporaries of one chunk may hold: 2**21 float64 numbers are 16 MiB, and larger
+# chunks are not faster.
+_CHUNK_ELEMENTS = 2**21
+
+
+class MapMetric(Protocol):
+    """A function of filter maps (F, H, W) and class maps (C, H, W) to scores (F, C).
+
+    The attribute ``higher_is_better`` is True where a higher score means that the maps are more
+    alike; :func:`map_metric` sets it.
+    """
+
+    higher_is_better: bool
+
+    def __call__(self, filter_maps: Tensor, class_maps: Tensor, /) -> Tensor:
+        """Score every filter map against every class map."""
+        ...
+
+
+def map_metric(
+    *, higher_is_better: bool
+) -> Callable[[Callable[[Tensor, Tensor], Tensor]], MapMetric]:
+    """Declare the direction of a map metric.
+
+    Parameters
+    ----------
+    higher_is_better : bool
+        True for a similarity, False for a distance.
+
+    Returns
+    -------
+    decorator : callable
+        Sets the attribute ``higher_is_better`` on the function and returns that same function.
+
+    Examples
+    --------
+    >>> @map_metric(higher_is_better=False)
+    ... def mean_gap(filter_maps, class_maps):
+    ...     return (filter_maps.mean((1, 2))[:, None] - class_maps.mean((1, 2))).abs()
+    >>> mean_gap.higher_is_better
+    False
+    """
+
+    def declare(function: Callable[[Tensor, Tensor], Tensor]) -> MapMetric:
+        metric = cast(MapMetric, function)
+        metric.higher_is_better = higher_is_better
+        return metric
+
+    return declare
+
+
+@map_metric(higher_is_better=False)
+def mse(filter_maps: Tensor, class_maps: Tensor) -> Tensor:
+    """Mean squared difference of the min-max rescaled maps.
+
+    A constant map is rescaled to zeros; two constant maps score 0.
+
+    Parameters
+    ----------
+    filter_maps, class_maps : Tensor (F, H, W) and (C, H, W)
+        Maps of any scale.
+
+    Returns
+    -------
+    scores : Tensor (F, C)
+        float32 in 0..1; 0 for maps that are equal up to scale and offset.
+
+    Raises
+    ------
+    ValueError
+        If the shapes do not fit or a map is not finite.
+    """
+    filters, classes = _rescaled_pair(filter_maps, class_maps)
+    # Summing the squares of the differences keeps equal maps at exactly 0, which a matrix product
+    # of the maps would not.
+    distance = torch.cdist(filters, classes, compute_mode="donot_use_mm_for_euclid_dist")
+    return (distance.square() / filters.shape[1]).float()
+
+
+@map_metric(higher_is_better=True)
+def pearson(filter_maps: Tensor, class_maps: Tensor) -> Tensor:
+    """Pearson's correlation over the positions: the mean product of the z-scored maps.
+
+    A constant map has correlation 0 with every map.
+
+    Parameters
+    ----------
+    filter_maps, class_maps : Tensor (F, H, W) and (C, H, W)
+        Maps of any scale.
+
+    Returns
+    -------
+    scores : Tensor (F, C)
+        float32 in -1..1; 1 for maps that are equal up to scale and offset.
+
+    Raises
+    ------
+    ValueError
+        If the shapes do not fit or a map is not finite.
+    """
+    # Rescaling changes no correlation and keeps the variance of tiny maps from underflowing.
+    return _correlation(*_rescaled_pair(filter_maps, class_maps))
+
+
+@map_metric(higher_is_better=True)
+def cosine(filter_maps: Tensor, class_maps: Tensor) -> Tensor:
+    """Cosine of the angle between the min-max rescaled maps as vectors.
+
+    A constant map is rescaled to zeros and scores 0 with every map.
+
+    Parameters
+    ----------
+    filter_maps, class_maps : Tensor (F, H, W) and (C, H, W)
+        Maps of any scale.
+
+    Returns
+    -------
+    scores : Tensor (F, C)
+        float32 in 0..1; 1 for maps that are equal up to scale and offset.
+
+    Raises
+    ------
+    ValueError
+        If the shapes do not fit or a map is not finite.
+    """
+    return _cosine(*_rescaled_pair(filter_maps, class_maps))
+
+
+@map_metric(higher_is_better=True)
+def spearman(filter_maps: Tensor, class_maps: Tensor) -> Tensor:
+    """Spearman's rank correlation: Pearson's correlation of the ranks, ties sharing their mean.
+
+    A constant map has correlation 0 with every map. Otherwise equal to ``scipy.stats.spearmanr``.
+
+    Parameters
+    ----------
+    filter_maps, class_maps : Tensor (F, H, W) and (C, H, W)
+        Maps of any scale.
+
+    Returns
+    -------
+    scores : Tensor (F, C)
+        float32 in -1..1; 1 for maps that order the positions alike.
+
+    Raises
+    ------
+    ValueError
+        If the shapes do not fit or a map is not finite.
+    """
+    _check_maps(filter_maps, class_maps)
+    filters, classes = (_average_ranks(maps.flatten(1)) for maps in (filter_maps, class_maps))
+    return _correlation(_rescale(filters), _rescale(classes))
+
+
+@map_metric(higher_is_better=True)
+def ssim(filter_maps: Tensor, class_maps: Tensor) -> Tensor:
+    """Structural similarity of the min-max rescaled maps (Wang et al. 2004).
+
+    The window is Gaussian, 11 x 11, sigma 1.5; the score is the mean over the positions where the
+    window lies wholly inside the map; K1 is 0.01, K2 0.03 and the data range 1. So it equals
+    scikit-image's ``structural_similarity`` with ``gaussian_weights=True`` and
+    ``use_sample_covariance=False``. On maps with a side below 11 the window is the largest odd one
+    that fits, with the same sigma. A constant map is rescaled to zeros; two constant maps score 1.
+
+    Parameters
+    ----------
+    filter_maps, class_maps : Tensor (F, H, W) and (C, H, W)
+        Maps of any scale.
+
+    Returns
+    -------
+    scores : Tensor (F, C)
+        float32 in -1..1; 1 for maps that are equal up to scale and offset.
+
+    Raises
+    ------
+    ValueError
+        If the shapes do not fit or a map is not finite.
+
+    References
+    ----------
+    Wang, Bovik, Sheikh & Simoncelli, "Image quality assessment: from error visibility to
+    structural similarity", IEEE Transactions on Image Processing 13(4), 2004.
+    """
+    filters, classes = _rescaled_pair(filter_maps, class_maps)
+    height, width = filter_maps.shape[1:]
+    side = min(SSIM_WINDOW, height, width)
+    side -= 1 - side % 2
+    window = _gaussian_window(side).to(filters.device)
+    rows, columns = height - side + 1, width - side + 1
+    filter_windows = _windows(filters.view(-1, height, width), side)
+    class_windows = _windows(classes.view(-1, height, width), side)
+
+    total = filters.new_zeros(len(filters), len(classes))
+    per_position = 4 * (len(filters) + len(classes)) * side**2 + 5 * total.numel()
+    for positions in _chunks(rows * columns, per_position):
+        index = torch.arange(positions.start, positions.stop, device=filters.device)
+        at = (index // columns, index % columns)
+        total += _ssim_sum(filter_windows[at].flatten(2), class_windows[at].flatten(2), window)
+    return (total / (rows * columns)).float()
+
+
+@map_metric(higher_is_better=True)
+def sim(filter_maps: Tensor, class_maps: Tensor) -> Tensor:
+    """Similarity (histogram intersection): the sum over the positions of min(P, Q).
+
+    P and Q are the min-max rescaled maps divided by their sum; a constant map is the uniform
+    distribution, so two constant maps score 1.
+
+    Parameters
+    ----------
+    filter_maps, class_maps : Tensor (F, H, W) and (C, H, W)
+        Maps of any scale.
+
+    Returns
+    -------
+    scores : Tensor (F, C)
+        float32 in 0..1; 1 for equal distributions, 0 for disjoint ones.
+
+    Raises
+    ------
+    ValueError
+        If the shapes do not fit or a map is not finite.
+
+    References
+    ----------
+    Bylinskii, Judd, Oliva, Torralba & Durand, "What do different evaluation metrics tell us about
+    saliency models?", IEEE TPAMI 41(3), 2019.
+    """
+    filters, classes = (_distributions(m) for m in _rescaled_pair(filter_maps, class_maps))
+    # min(p, q) = (p + q - |p - q|) / 2, and both sum to 1.
+    return (1 - torch.cdist(filters, classes, p=1.0) / 2).clamp(0, 1).float()
+
+
+@map_metric(higher_is_better=False)
+def js(filter_maps: Tensor, class_maps: Tensor) -> Tensor:
+    """Jensen-Shannon divergence in nats: H((P + Q) / 2) - (H(P) + H(Q)) / 2 (Lin 1991).
+
+    P and Q are the min-max rescaled maps divided by their sum; a constant map is the uniform
+    distribution, so two constant maps score 0. It is the square of SciPy's ``jensenshannon``.
+
+    Parameters
+    ----------
+    filter_maps, class_maps : Tensor (F, H, W) and (C, H, W)
+        Maps of any scale.
+
+    Returns
+    -------
+    scores : Tensor (F, C)
+        float32 in 0..ln 2; 0 for equal distributions, ln 2 for disjoint ones.
+
+    Raises
+    ------
+    ValueError
+        If the shapes do not fit or a map is not finite.
+
+    References
+    ----------
+    Lin, "Divergence measures based on the Shannon entropy", IEEE Transactions on Information
+    Theory 37(1), 1991.
+    """
+    filters, classes = (_distributions(m) for m in _rescaled_pair(filter_maps, class_maps))
+    mixed = filters.new_empty(len(filters), len(classes))
+    for rows in _chunks(len(filters), 2 * classes.numel()):
+        mixed[rows] = _entropy((filters[rows, None] + classes) / 2)
+    divergence = mixed - (_entropy(filters)[:, None] + _entropy(classes)) / 2
+    return divergence.clamp(min=0).float()
+
+
+METRICS: dict[str, MapMetric] = {
+    "mse": mse,
+    "pearson": pearson,
+    "cosine": cosine,
+    "spearman": spearman,
+    "ssim": ssim,
+    "sim": sim,
+    "js": js,
+}
+
+
+def get_metric(name: str) -> MapMetric:
+    """Look up a map metric by its name.
+
+    Parameters
+    ----------
+    name : str
+        A key of ``METRICS``, or ``module:function`` for a user's own metric, which must carry the
+        attribute ``higher_is_better`` as :func:`map_metric` sets it. Its module is imported.
+
+    Returns
+    -------
+    metric : MapMetric
+
+    Raises
+    ------
+    InputError
+        If the name is unknown, the module cannot be imported, it has no such function, or the
+        function does not declare its direction.
+    """
+    if name in METRICS:
+        return METRICS[name]
+    if ":" not in name:
+        known = ", ".join(METRICS)
+        raise InputError(f"metric '{name}' is unknown: use one of {known}, or module:function")
+    module_name, _, function_name = name.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:
+        # A user's module may fail in any way while it is imported; each is an unusable input.
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise InputError(
+            f"metric '{name}': module '{module_name}' cannot be imported ({reason})"
+        ) from error
+    metric = getattr(module, function_name, None)
+    if not callable(metric):
+        raise InputError(
+            f"metric '{name}': module '{module_name}' has no function '{function_name}'"
+        )
+    if not isinstance(getattr(metric, "higher_is_better", None), bool):
+        raise InputError(
+            f"metric '{name}' declares no direction: "
+            "decorate it with map_metric(higher_is_better=True) or (higher_is_better=False)"
+        )
+    return cast(MapMetric, metric)
+
+
+def evaluate_metric(metric: MapMetric, filter_maps: Tensor, class_maps: Tensor) -> Tensor:
+    """Compute a metric's scores, without gradients, and check maps and scores.
+
+    Parameters
+    ----------
+    metric : MapMetric
+        One of ``METRICS`` or a user's own.
+    filter_maps, class_maps : Tensor (F, H, W) and (C, H, W)
+        Maps of any scale.
+
+    Returns
+    -------
+    scores : Tensor (F, C)
+        As the metric gives them, in its own direction.
+
+    Raises
+    ------
+    ValueError
+        If the maps' shapes do not fit or a map is not finite.
+    InputError
+        If the metric's result is not a finite floating-point tensor of shape (F, C).
+    """
+    _check_maps(filter_maps, class_maps)
+    with torch.no_grad():
+        scores = metric(filter_maps, class_maps)
+    name = getattr(metric, "__name__", type(metric).__name__)
+    shape = (len(filter_maps), len(class_maps))
+    if not isinstance(scores, Tensor):
+        raise InputError(f"metric '{name}' returned {type(scores).__name__}, not a Tensor {shape}")
+    if tuple(scores.shape) != shape:
+        raise InputError(f"metric '{name}' returned shape {tuple(scores.shape)}, not {shape}")
+    if not scores.is_floating_point():
+        raise InputError(f"metric '{name}' returned {scores.dtype}, not floating-point scores")
+    if not torch.isfinite(scores).all():
+        raise InputError(f"metric '{name}' returned scores that are not finite")
+    return scores
+
+
+def _check_maps(filter_maps: Tensor, class_maps: Tensor) -> None:
+    """Raise ValueError unless both are (N, H, W) with one H and W, not empty, and finite."""
+    for name, maps in (("filter_maps", filter_maps), ("class_maps", class_maps)):
+        if maps.ndim != 3 or 0 in maps.shape:
+            raise ValueError(f"{name} have shape {tuple(maps.shape)}, not (N, H, W) without a 0")
+        if not torch.isfinite(maps).all():
+            raise ValueError(f"{name} hold values that are not finite")
+    if filter_maps.shape[1:] != class_maps.shape[1:]:
+        raise ValueError(
+            f"filter_maps are {tuple(filter_maps.shape[1:])}, "
+            f"but class_maps {tuple(class_maps.shape[1:])}"
+        )
+
+
+def _rescaled_pair(filter_maps: Tensor, class_maps: Tensor) -> tuple[Tensor, Tensor]:
+    """Check, flatten to (N, H*W) and rescale both."""
+    _check_maps(filter_maps, class_maps)
+    return _rescale(filter_maps.flatten(1)), _rescale(class_maps.flatten(1))
+
+
+def _rescale(rows: Tensor) -> Tensor:
+    """Min-max rescale each row to 0..1 in float64; a constant row becomes zeros."""
+    low, high = (bound.double() for bound in torch.aminmax(rows, dim=1, keepdim=True))
+    spread = torch.where(high > low, high - low, 1)
+    return (rows.double() - low).div_(spread)
+
+
+def _cosine(filters: Tensor, classes: Tensor) -> Tensor:
+    """Cosine of every pair of rows; 0 where a row is all zeros."""
+    return (functional.normalize(filters) @ functional.normalize(classes).T).clamp(-1, 1).float()
+
+
+def _correlation(filters: Tensor, classes: Tensor) -> Tensor:
+    """Pearson's correlation of every pair of rescaled rows."""
+    return _cosine(_centred(filters), _centred(classes))
+
+
+def _centred(rows: Tensor) -> Tensor:
+    """Subtract each row's mean."""
+    return rows - rows.mean(dim=1, keepdim=True)
+
+
+def _average_ranks(rows: Tensor) -> Tensor:
+    """Ranks (from 1) of each row's values in float64; ties share the mean of their ranks."""
+    ranks = rows.new_empty(rows.shape, dtype=torch.float64)
+    for chunk in _chunks(len(rows), 5 * rows.shape[1]):
+        values = rows[chunk].contiguous()
+        ordered = values.sort(dim=1).values
+        below = torch.searchsorted(ordered, values)
+        up_to = torch.searchsorted(ordered, values, right=True)
+        ranks[chunk] = (below + up_to + 1) / 2
+    return ranks
+
+
+def _distributions(rows: Tensor) -> Tensor:
+    """Divide each rescaled row by its sum; a row of zeros becomes uniform."""
+    total = rows.sum(dim=1, keepdim=True)
+    return torch.where(total > 0, rows / total, 1 / rows.shape[1])
+
+
+def _entropy(distributions: Tensor) -> Tensor:
+    """Shannon entropy in nats over the last dimension."""
+    return -torch.xlogy(distributions, distributions).sum(dim=-1)
+
+
+def _gaussian_window(side: int) -> Tensor:
+    """Return a Gaussian window, flattened to (side * side,), that sums to 1."""
+    offsets = torch.arange(side, dtype=torch.float64) - side // 2
+    weights = torch.exp(-0.5 * (offsets / SSIM_SIGMA) ** 2)
+    weights /= weights.sum()
+    return torch.outer(weights, weights).flatten()
+
+
+def _windows(maps: Tensor, side: int) -> Tensor:
+    """View maps (N, H, W) as their windows (rows, columns, N, side, side)."""
+    return maps.permute(1, 2, 0).unfold(0, side, 1).unfold(1, side, 1)
+
+
+def _ssim_sum(filters: Tensor, classes: Tensor, window: Tensor) -> Tensor:
+    """Sum the local SSIM of windows (P, F, K) and (P, C, K) over the P positions: (F, C)."""
+    filter_mean, class_mean = filters @ window, classes @ window
+    filters = filters - filter_mean[..., None]
+    classes = classes - class_mean[..., None]
+    filter_var, class_var = filters.square() @ window, classes.square() @ window
+    covariance = (filters * window) @ classes.mT
+    filter_mean, class_mean = filter_mean[..., None], class_mean[:, None]
+    luminance = (2 * filter_mean * class_mean + SSIM_C1) / (
+        filter_mean.square() + class_mean.square() + SSIM_C1
+    )
+    structure = (2 * covariance + SSIM_C2) / (filter_var[..., None] + class_var[:, None] + SSIM_C2)
+    return (luminance * structure).sum(dim=0)
+
+
+def _chunks(length: int, elements_each: int) -> list[slice]:
+    """Cut 0..length into slices whose temporaries stay within the chunk's elements."""
+    step = max(1, _CHUNK_ELEMENTS // elements_each)
+    return [slice(start, min(start + step, length)) for start in range(0, length, step)]

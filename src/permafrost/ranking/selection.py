@@ -1,0 +1,116 @@
+"""Selection: from the scores of a layer's filters to the filters that are frozen."""
+
+import math
+from itertools import cycle
+
+import torch
+from torch import Tensor
+
+from permafrost.errors import InputError
+
+AGGREGATES = ("union", "mean", "max")
+
+
+def order_filters(scores: Tensor, aggregate: str = "union", reverse: bool = False) -> Tensor:
+    """Order a layer's filters, best first; ties by the lower index.
+
+    Parameters
+    ----------
+    scores : Tensor (F, C)
+        Scores of F filters for C classes (C >= 1); higher is better.
+    aggregate : {"union", "mean", "max"}
+        How the classes' orders combine. ``union``: the classes take turns, class 0 first, and each
+        adds its best filter that is not yet taken. ``mean`` and ``max``: by the mean or maximum of
+        a filter's scores over the classes.
+    reverse : bool
+        Worst first: under ``union`` each class adds its worst filter not yet taken, under ``mean``
+        and ``max`` the lowest mean or maximum comes first. Ties still go by the lower index, so
+        this is not the flipped order.
+
+    Returns
+    -------
+    order : Tensor (F,)
+        int64, a permutation of 0..F-1.
+
+    Raises
+    ------
+    InputError
+        If the aggregate is unknown.
+    ValueError
+        If the scores are not (F, C) with C >= 1, or not finite.
+    """
+    if aggregate not in AGGREGATES:
+        known = ", ".join(AGGREGATES)
+        raise InputError(f"aggregate '{aggregate}' is unknown: use one of {known}")
+    if scores.ndim != 2 or scores.shape[1] == 0:
+        raise ValueError(f"scores have shape {tuple(scores.shape)}, not (F, C) with C >= 1")
+    if not torch.isfinite(scores).all():
+        raise ValueError("scores are not finite")
+    if aggregate == "mean":
+        scores = scores.double().mean(dim=1, keepdim=True)
+    elif aggregate == "max":
+        scores = scores.amax(dim=1, keepdim=True)
+    orders = scores.argsort(dim=0, descending=not reverse, stable=True)
+    return _take_turns(orders)
+
+
+def count_frozen(pct: float, filters: int) -> int:
+    """Count the filters to freeze: pct * filters, rounded to the nearest, half up.
+
+    Parameters
+    ----------
+    pct : float
+        Share of the filters, 0..1.
+    filters : int
+        Filters of the layer.
+
+    Returns
+    -------
+    count : int
+        0..filters.
+
+    Raises
+    ------
+    ValueError
+        If pct lies outside 0..1.
+    """
+    if not 0 <= pct <= 1:
+        raise ValueError(f"pct is {pct}: must lie in 0..1")
+    # 0.145 * 100 is 14.499999999999998 in floating point, and must round as 14.5 does.
+    return math.floor(round(pct * filters, 9) + 0.5)
+
+
+def frozen_mask(order: Tensor, pct: float) -> Tensor:
+    """Mark the first filters of an order as frozen.
+
+    Parameters
+    ----------
+    order : Tensor (F,)
+        A permutation of 0..F-1, as :func:`order_filters` gives it.
+    pct : float
+        Share of the filters to freeze, 0..1.
+
+    Returns
+    -------
+    mask : Tensor (F,)
+        bool, True for the ``count_frozen(pct, F)`` filters that are frozen.
+
+    Raises
+    ------
+    ValueError
+        If pct lies outside 0..1.
+    """
+    mask = torch.zeros(len(order), dtype=torch.bool, device=order.device)
+    mask[order[: count_frozen(pct, len(order))]] = True
+    return mask
+
+
+def _take_turns(orders: Tensor) -> Tensor:
+    """Merge the columns of (F, C): each in turn adds its first filter not yet taken."""
+    queues = [iter(column) for column in orders.T.tolist()]
+    taken: dict[int, None] = {}
+    for queue in cycle(queues):
+        if len(taken) == len(orders):
+            break
+        taken[next(index for index in queue if index not in taken)] = None
+    return torch.tensor(list(taken), dtype=torch.int64, device=orders.device)

@@ -1,0 +1,50 @@
+"""Stage evaluate: what the variant keeps and learns, over the seeds."""
+
+from dataclasses import asdict
+from typing import Any
+
+from permafrost.artifacts import load_json, save_json
+from permafrost.evaluation import Interval, confidence_interval
+from permafrost.params import Params
+from permafrost.stages.workspace import (
+    SECOND_RECORDS,
+    VARIANT,
+    VARIANT_CURVES,
+    open_stage,
+    seed_file,
+)
+from permafrost.tables import percent
+from permafrost.variants import store_variant
+
+
+def summarise(rows: list[dict[str, Any]], params: Params) -> dict[str, Any]:
+    """Return the mean and the 95% interval of each measure, and a row for each seed."""
+    tasks = [f"acc_task{task + 1}" for task in range(params.split.tasks)]
+    measures = [*tasks, "acc_task1_before", "acc_mean", "forgetting"]
+    summary: dict[str, Any] = {
+        name: asdict(confidence_interval([row[name] for row in rows])) for name in measures
+    }
+    variant = {name: rows[0][name] for name in ("strategy", "metric", "pct", "head")}
+    return summary | {"variant": variant, "seeds": rows}
+
+
+def run() -> None:
+    """Write the variant's summary and its curves, and log it to MLflow."""
+    with open_stage("evaluate") as workspace:
+        params = workspace.params
+        records = [load_json(seed_file(SECOND_RECORDS, seed, ".json")) for seed in params.seeds]
+        summary = summarise([record["row"] for record in records], params)
+        save_json(VARIANT, summary)
+        save_json(
+            VARIANT_CURVES,
+            [
+                {"seed": seed, "epoch": row["epoch"], "task": name[-1], "accuracy": row[name]}
+                for seed, record in zip(params.seeds, records, strict=True)
+                for row in record["history"]
+                for name in (f"acc_task{task + 1}" for task in range(params.split.tasks))
+                if name in row
+            ],
+        )
+        store_variant(workspace.store, params, summary, records[0]["params"])
+        for name in ("acc_task1_before", "acc_task1", "acc_task2", "acc_mean", "forgetting"):
+            print(f"{name:17} {percent(Interval(**summary[name]))}")

@@ -1,0 +1,207 @@
+"""Stage report: the tables and the plots."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from permafrost.artifacts import load_json, save_json, write_atomically
+from permafrost.params import Params
+from permafrost.pictures import draw_trade_off
+from permafrost.stages.workspace import (
+    FILTER_PICTURES,
+    RANK_PICTURES,
+    SALIENCY_PICTURES,
+    SWEEP,
+    TABLES,
+    TRADE_OFF_PICTURE,
+    TRADE_OFF_POINTS,
+    VARIANT,
+    open_stage,
+    seed_file,
+)
+from permafrost.tables import Row, accuracy_table, groups, measure
+from permafrost.variants import add_pictures
+
+# What the seed's text states (Feenstra & Dow 2023); its tables were pictures. Percent.
+SEED_BY_PCT = {"25%": ("20.7", "39.2"), "75%": ("38.4", "25.7")}
+SEED_BEFORE = ("45.7", "13.2")
+
+
+def run() -> None:
+    """Write the tables and the trade-off's plot, and add all pictures to the variant's run."""
+    with open_stage("report") as workspace:
+        params = workspace.params
+        rows, variant = load_json(SWEEP), load_json(VARIANT)
+        text = tables(rows, params)
+        write_atomically(TABLES, text.encode())
+        _draw(rows, params)
+        add_pictures(workspace.store, variant, _pictures(params))
+        print(text)
+
+
+def tables(rows: list[Row], params: Params) -> str:
+    """Return all tables as Markdown, for each head."""
+    parts = [f"# Results: {params.split.dataset}, profile {params.profile}", _preamble(params)]
+    for head in params.sweep.heads:
+        mine = [row for row in rows if row["head"] == head]
+        parts += [
+            f"## Head `{head}`",
+            *_by_pct(mine, params),
+            *_by_metric(mine, params),
+            *_against_joint(mine, rows, params),
+        ]
+    return "\n\n".join([*parts, *_assumptions(params)]) + "\n"
+
+
+def _preamble(params: Params) -> str:
+    seeds = ", ".join(str(seed) for seed in params.seeds)
+    return (
+        f"Test accuracy in percent after the last task: mean over the seeds ({seeds}) and, in "
+        "brackets, its 95% interval by Student's t. Forgetting is what task 1 has lost since it "
+        "was learned."
+    )
+
+
+def _frozen(rows: list[Row]) -> list[Row]:
+    return [row for row in rows if row["strategy"] == "freeze"]
+
+
+def _by_pct(rows: list[Row], params: Params) -> list[str]:
+    parts = []
+    for group, members in groups(_frozen(rows), "metric"):
+        lines: list[tuple[list[str], list[Row]]] = [
+            (["0% (fine-tuning)"], [row for row in rows if row["strategy"] == "finetune"])
+        ]
+        lines += [([f"{g['pct']:.0%}"], found) for g, found in groups(members, "pct")]
+        figures = _seed_column(params, SEED_BY_PCT) if group["metric"] == "mse" else None
+        parts += [
+            f"### By share of frozen filters, ranked by {group['metric']}",
+            accuracy_table(["frozen"], _present(lines), params.split.tasks, figures),
+        ]
+    return parts
+
+
+def _by_metric(rows: list[Row], params: Params) -> list[str]:
+    at_pct = [row for row in _frozen(rows) if row["pct"] == params.report.pct]
+    if not at_pct:
+        return []
+    lines = [([group["metric"]], members) for group, members in groups(at_pct, "metric")]
+    return [
+        f"### By metric, {params.report.pct:.0%} of the filters frozen",
+        accuracy_table(["metric"], lines, params.split.tasks),
+    ]
+
+
+def _against_joint(rows: list[Row], all_rows: list[Row], params: Params) -> list[str]:
+    """Return the table of sequential learning against joint training."""
+    joint = [row for row in all_rows if row["strategy"] == "joint"]
+    if not joint:
+        return []
+    lines: list[tuple[list[str], list[Row]]] = []
+    for group, members in groups([r for r in rows if r["strategy"] != "joint"], "strategy"):
+        if group["strategy"] == "freeze":
+            at_pct = [row for row in members if row["pct"] == params.report.pct]
+            lines += [
+                ([f"freeze {g['metric']} {params.report.pct:.0%}"], found)
+                for g, found in groups(at_pct, "metric")
+            ]
+        else:
+            lines.append(([group["strategy"]], members))
+    epochs = params.train.epochs
+    for group, members in groups([_with_passes(row) for row in joint], "passes", "head"):
+        length = f"joint, {group['passes'] * epochs} epochs"
+        if group["head"] == rows[0]["head"]:
+            lines.append(([length], members))
+        elif group["head"] == "expanding":
+            lines.append(([f"{length}, one softmax of all classes"], members))
+    return [
+        "### Sequential against joint training",
+        "The mean of `one softmax of all classes` is the plain average over all classes, the "
+        "number that the seed gives for joint training; it shows each image "
+        f"{params.split.tasks} times as often in {params.split.tasks * epochs} epochs.",
+        accuracy_table(["training"], _present(lines), params.split.tasks),
+    ]
+
+
+def _with_passes(row: Row) -> Row:
+    return row | {"passes": row["hyper"]["passes"]}
+
+
+def _present(
+    lines: list[tuple[list[str], list[Row]]],
+) -> list[tuple[Sequence[str], Sequence[Row]]]:
+    return [(first, members) for first, members in lines if members]
+
+
+def _seed_column(
+    params: Params, figures: dict[str, tuple[str, str]]
+) -> Callable[[Sequence[str]], Sequence[str]] | None:
+    if params.profile != "paper":
+        return None
+    return lambda first: figures.get(first[0], ("–", "–"))
+
+
+def _assumptions(params: Params) -> list[str]:
+    """List what the seed does not say, where its figures are quoted."""
+    if params.profile != "paper":
+        return []
+    model, train = params.model, params.train
+    return [
+        "## The seed's figures and what it does not say",
+        f"Before the second task the seed reports {SEED_BEFORE[0]} on task 1 and {SEED_BEFORE[1]} "
+        "on task 2, from one run without intervals. It is silent about the following; these are "
+        "assumptions:",
+        "\n".join(
+            [
+                f"- BatchNorm: {'after every convolution' if model.batch_norm else 'none'}",
+                f"- momentum: {train.momentum}",
+                f"- batch size: {train.batch_size}",
+                f"- head: {' and '.join(params.sweep.heads)}, side by side",
+                f"- how a filter's picture becomes one map: {params.visualize.heat_map}",
+                f"- frozen BatchNorm: {params.freeze.batch_norm}",
+                f"- FullGrad's reading: {params.saliency.reading}",
+            ]
+        ),
+    ]
+
+
+def _draw(rows: list[Row], params: Params) -> None:
+    head = params.sweep.heads[0]
+    mine = [row for row in rows if row["head"] == head]
+    points = [_point(group, members) for group, members in groups(_frozen(mine), "metric", "pct")]
+    others = [_with_label(row, params) for row in mine if row["strategy"] != "freeze"]
+    single = [_point(group, members) for group, members in groups(others, "label")]
+    draw_trade_off(TRADE_OFF_PICTURE, points, single)
+    save_json(
+        TRADE_OFF_POINTS,
+        [
+            {
+                "ranked_by": point["metric"],
+                "frozen": point["pct"],
+                "kept_task1": point["acc_task1"].mean,
+                "learned_task2": point["acc_task2"].mean,
+            }
+            for point in points
+        ],
+    )
+
+
+def _with_label(row: Row, params: Params) -> Row:
+    passes = row["hyper"].get("passes")
+    length = f", {passes * params.train.epochs} epochs" if passes else ""
+    return row | {"label": f"{row['strategy']}{length}"}
+
+
+def _point(group: Row, members: list[Row]) -> dict[str, Any]:
+    return group | {name: measure(members, name) for name in ("acc_task1", "acc_task2")}
+
+
+def _pictures(params: Params) -> dict[str, Path]:
+    """Return the pictures for MLflow: place in the run to file."""
+    pictures = {path.name: path for path in (TABLES, TRADE_OFF_PICTURE)}
+    for seed in params.seeds:
+        for stage, folder in (("saliency", SALIENCY_PICTURES), ("rank", RANK_PICTURES)):
+            pictures[f"{stage}/{seed}.png"] = seed_file(folder, seed, ".png")
+        for path in sorted((FILTER_PICTURES / str(seed)).glob("*.png")):
+            pictures[f"filters/{seed}/{path.name}"] = path
+    return pictures

@@ -1,0 +1,79 @@
+"""Stage saliency: FullGrad maps of what the network looks at, one for each class."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from permafrost.artifacts import load_tasks, save_tensors
+from permafrost.data import Batches, LabeledImages
+from permafrost.explain import class_saliency, fullgrad, is_piecewise_linear
+from permafrost.pictures import draw_saliency
+from permafrost.stages.workspace import (
+    SALIENCY,
+    SALIENCY_PICTURES,
+    TASKS,
+    open_stage,
+    progress_bar,
+    seed_file,
+)
+
+# Relative to the sum of the terms' absolute values, in float32.
+COMPLETENESS_BOUND = 1e-4
+EXAMPLES_PER_CLASS = 4
+BATCH_SIZE = 64
+
+
+class IncompleteSaliency(RuntimeError):
+    """The terms of FullGrad do not add up to the logit: the maps cannot be trusted."""
+
+
+def run(seed: int) -> None:
+    """Write the class maps of one seed's first task, and the picture of them."""
+    with open_stage("saliency", seed) as workspace:
+        sequence = load_tasks(seed_file(TASKS, seed))
+        task = sequence.tasks[0]
+        model = workspace.first_network(seed).view("shared", 0, 1)
+        batches = Batches(task.train, sequence.normalization, workspace.device)
+        reading = workspace.params.saliency.reading
+        with progress_bar(f"saliency, seed {seed}", len(batches)) as advance:
+
+            def shown() -> Iterator[tuple[Tensor, Tensor]]:
+                for images, labels in batches.ordered(BATCH_SIZE):
+                    yield images, labels
+                    advance(len(labels))
+
+            result = class_saliency(model, shown(), len(task.classes), reading=reading)
+        error = float(result.completeness)
+        if is_piecewise_linear(model) and error > COMPLETENESS_BOUND:
+            raise IncompleteSaliency(
+                f"FullGrad's terms miss the logit by {error:.1e}, more than {COMPLETENESS_BOUND}"
+            )
+        save_tensors(
+            seed_file(SALIENCY, seed),
+            {"maps": result.maps},
+            {"classes": list(task.classes), "completeness_error": error},
+        )
+        chosen = torch.cat(
+            [
+                (task.train.labels == label).nonzero().flatten()[:EXAMPLES_PER_CLASS]
+                for label in range(len(task.classes))
+            ]
+        )
+        examples = LabeledImages(task.train.images[chosen], task.train.labels[chosen])
+        maps = torch.cat(
+            [
+                fullgrad(model, images, labels, reading=reading)
+                for images, labels in Batches(
+                    examples, sequence.normalization, workspace.device
+                ).ordered(BATCH_SIZE)
+            ]
+        )
+        draw_saliency(
+            seed_file(SALIENCY_PICTURES, seed, ".png"),
+            task.classes,
+            examples.images,
+            maps.cpu(),
+            result.maps.cpu(),
+        )
+        print(f"saliency, seed {seed}: FullGrad's terms add up to the logit within {error:.1e}")

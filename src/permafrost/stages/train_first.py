@@ -1,0 +1,35 @@
+"""Stage train_first: train the network on the first task."""
+
+import shutil
+
+from permafrost.artifacts import file_digest, load_tasks, save_json
+from permafrost.experiment import train_first_task
+from permafrost.stages.workspace import (
+    FIRST,
+    FIRST_RECORDS,
+    TASKS,
+    open_stage,
+    progress_bar,
+    seed_file,
+)
+
+
+def run(seed: int) -> None:
+    """Write the weights and the results of one seed's first task."""
+    with open_stage("train_first", seed) as workspace:
+        params, path = workspace.params, seed_file(TASKS, seed)
+        with progress_bar(f"first task, seed {seed}", params.train.epochs) as advance:
+            record = train_first_task(
+                workspace.store,
+                params,
+                seed,
+                load_tasks(path),
+                file_digest(path),
+                workspace.device,
+                lambda _: advance(1),
+            )
+        FIRST.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(workspace.store.model_path(record["key"]), seed_file(FIRST, seed))
+        save_json(seed_file(FIRST_RECORDS, seed, ".json"), record)
+        accuracy = record["row"]["acc_task1"]
+        print(f"first task, seed {seed}: {accuracy:.1%} of the test images are right")

@@ -1,0 +1,81 @@
+"""Stage train_second: learn the further tasks with the variant's filters frozen."""
+
+import shutil
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from permafrost.artifacts import (
+    file_digest,
+    load_json,
+    load_tasks,
+    load_tensors,
+    require,
+    save_json,
+)
+from permafrost.experiment import CellInputs, CellSpec, train_cell
+from permafrost.models import Head
+from permafrost.params import Params
+from permafrost.stages.workspace import (
+    FIRST,
+    FROZEN,
+    SECOND,
+    SECOND_RECORDS,
+    TASKS,
+    open_stage,
+    progress_bar,
+    seed_file,
+)
+
+
+def cell_inputs(seed: int) -> CellInputs:
+    """Read what every cell of a seed starts from."""
+    tasks, first = seed_file(TASKS, seed), seed_file(FIRST, seed)
+    weights, _ = load_tensors(first)
+    return CellInputs(load_tasks(tasks), file_digest(tasks), weights, file_digest(first))
+
+
+def variant_spec(params: Params, seed: int) -> CellSpec:
+    """Return the cell that ``freeze.metric`` and ``freeze.pct`` name."""
+    freeze = params.freeze
+    return CellSpec("freeze", seed, cast(Head, params.model.head), freeze.metric, freeze.pct)
+
+
+def read_masks(seed: int, params: Params) -> dict[str, Tensor]:
+    """Read the frozen filters that stage freeze has written."""
+    path = seed_file(FROZEN, seed, ".json")
+    frozen = load_json(path)
+    freeze = params.freeze
+    same = frozen.get("metric") == freeze.metric and frozen.get("pct") == freeze.pct
+    require(same, path, "is of another variant than params.yaml names")
+    masks = {}
+    for name, layer in frozen["layers"].items():
+        masks[name] = torch.zeros(layer["filters"], dtype=torch.bool)
+        masks[name][layer["frozen"]] = True
+    return masks
+
+
+def run(seed: int) -> None:
+    """Write the weights and the results of one seed's variant."""
+    with open_stage("train_second", seed) as workspace:
+        params = workspace.params
+        epochs = params.train.epochs * (params.split.tasks - 1)
+        with progress_bar(f"second task, seed {seed}", epochs) as advance:
+            record = train_cell(
+                workspace.store,
+                params,
+                variant_spec(params, seed),
+                cell_inputs(seed),
+                read_masks(seed, params),
+                workspace.device,
+                lambda _: advance(1),
+            )
+        SECOND.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(workspace.store.model_path(record["key"]), seed_file(SECOND, seed))
+        save_json(seed_file(SECOND_RECORDS, seed, ".json"), record)
+        row = record["row"]
+        shown = ", ".join(
+            f"task {task + 1} {row[f'acc_task{task + 1}']:.1%}" for task in range(params.split.tasks)
+        )
+        print(f"{record['name']}: {shown}")

@@ -1,0 +1,204 @@
+"""What all stages share: where files lie, params, the device, timings and progress."""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from filelock import FileLock
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from permafrost.artifacts import load_state, load_tensors, require, save_json
+from permafrost.cells import CellStore
+from permafrost.errors import InputError
+from permafrost.experiment import new_network
+from permafrost.explain import conv_layers
+from permafrost.models import TaskNetwork
+from permafrost.params import Params, load_params
+
+PARAMS = Path("params.yaml")
+TASKS = Path("data/tasks")
+FIRST = Path("models/train_first")
+FIRST_RECORDS = Path("metrics/train_first")
+SALIENCY = Path("models/saliency")
+SALIENCY_PICTURES = Path("reports/saliency")
+FILTERS = Path("models/visualize")
+FILTER_PICTURES = Path("reports/visualize")
+RANKS = Path("models/rank")
+RANK_PICTURES = Path("reports/rank")
+FROZEN = Path("models/freeze")
+SECOND = Path("models/train_second")
+SECOND_RECORDS = Path("metrics/train_second")
+VARIANT = Path("metrics/variant.json")
+SUMMARY = Path("metrics/summary.json")
+VARIANT_CURVES = Path("reports/plots/variant_epochs.json")
+SWEEP = Path("metrics/sweep.json")
+TABLES = Path("reports/tables.md")
+TRADE_OFF_PICTURE = Path("reports/kept_and_learned.png")
+TRADE_OFF_POINTS = Path("reports/plots/kept_and_learned.json")
+TIMINGS = Path("reports/timings.json")
+
+
+def project_root() -> Path:
+    """Return the project's root: also from a copy that ``dvc exp run --temp`` works in.
+
+    Raises
+    ------
+    InputError
+        If this is no DVC project in a git clone.
+    """
+    named = os.environ.get("DVC_ROOT")
+    if named:
+        return Path(named)
+    for folder in (here := Path.cwd(), *here.parents):
+        if (folder / ".dvc").is_dir():
+            return folder
+    raise InputError(f"{here}: is no DVC project; run the command in a clone of the project")
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """A stage's surroundings.
+
+    Attributes
+    ----------
+    params : Params
+        Validated.
+    device : torch.device
+        Where to compute.
+    store : CellStore
+        The stored trainings.
+    """
+
+    params: Params
+    device: torch.device
+    store: CellStore
+
+    def first_network(self, seed: int) -> TaskNetwork:
+        """Return the network of a seed after its first task, on the device."""
+        network = new_network(self.params, seed)
+        load_state(seed_file(FIRST, seed), network)
+        return network.to(self.device)
+
+    def orders(self, seed: int, metric: str) -> dict[str, torch.Tensor]:
+        """Return the order of every layer's filters by one metric.
+
+        Raises
+        ------
+        InputError
+            If the ranking is damaged or of another network or metric.
+        """
+        path = seed_file(RANKS, seed)
+        tensors, _ = load_tensors(path)
+        orders = {}
+        for name, layer in conv_layers(new_network(self.params, seed)).items():
+            order = tensors.get(f"{metric}/{name}/order")
+            whole = order is not None and torch.equal(
+                order.sort().values, torch.arange(layer.out_channels)
+            )
+            require(whole, path, f"has no ranking of layer {name} by {metric}")
+            assert order is not None
+            orders[name] = order
+        return orders
+
+
+def seed_file(folder: Path, seed: int, suffix: str = ".safetensors") -> Path:
+    """Return a stage's file of one seed."""
+    return folder / f"{seed}{suffix}"
+
+
+def read_params() -> Params:
+    """Read params.yaml; a user's own metrics are found from the project's folder."""
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.append(here)
+    return load_params(PARAMS)
+
+
+def prepare_device(params: Params) -> torch.device:
+    """Fix threads and determinism, and return the device.
+
+    Raises
+    ------
+    InputError
+        If a GPU is asked for and there is none.
+    """
+    torch.set_num_threads(params.runtime.threads)
+    # cuBLAS is deterministic only with a fixed workspace.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    wanted = params.runtime.device
+    if wanted == "auto":
+        wanted = "cuda" if torch.cuda.is_available() else "cpu"
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise InputError("runtime.device: no CUDA GPU was found; allowed here: auto, cpu")
+    return torch.device(wanted)
+
+
+@contextmanager
+def open_stage(stage: str, seed: int | None = None) -> Iterator[Workspace]:
+    """Prepare a stage, and note how long it took in ``reports/timings.json``.
+
+    Parameters
+    ----------
+    stage : str
+        Its name in dvc.yaml.
+    seed : int, optional
+        Of a stage that runs for each seed.
+
+    Raises
+    ------
+    InputError
+        If params.yaml is wrong.
+    """
+    began = time.perf_counter()
+    params = read_params()
+    yield Workspace(params, prepare_device(params), CellStore(project_root()))
+    name = stage if seed is None else f"{stage}@{seed}"
+    note_seconds("stages", {name: time.perf_counter() - began})
+
+
+def note_seconds(group: str, seconds: dict[str, float]) -> None:
+    """Merge durations into ``reports/timings.json``."""
+    TIMINGS.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(TIMINGS.parent / ".timings.lock"):
+        timings = json.loads(TIMINGS.read_text()) if TIMINGS.exists() else {}
+        rounded = {name: round(value, 2) for name, value in seconds.items()}
+        timings[group] = timings.get(group, {}) | rounded
+        save_json(TIMINGS, timings)
+
+
+@contextmanager
+def progress_bar(title: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Show a bar with an estimate of the time left; show nothing where there is no terminal.
+
+    Yields
+    ------
+    callable
+        Told how many of the ``total`` steps were just done.
+    """
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task(title, total=total)
+        yield lambda steps: progress.advance(task, steps)

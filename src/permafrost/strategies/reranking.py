@@ -1,0 +1,145 @@
+"""Explain a network and rank its filters: the whole method in one call.
+
+The stages of the workflow take the same steps one by one and keep what lies between; before a third
+or later task they are taken here.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from permafrost.data import Batches, Normalization
+from permafrost.explain import (
+    Reading,
+    Reduction,
+    class_saliency,
+    conv_layers,
+    heat_maps,
+    start_image,
+    visualize_filters,
+)
+from permafrost.ranking import Evidence, order_filters, score_filters
+
+
+@dataclass(frozen=True)
+class ExplainConfig:
+    """How saliency maps and filter pictures are made and compared.
+
+    Attributes
+    ----------
+    reading : {"layer", "channel"}
+        Of FullGrad.
+    steps, lr, weight_decay : int, float, float
+        Of the activation maximisation.
+    start_seed : int
+        Draws the start image, the same for all filters.
+    heat_map : {"change", "intensity", "max"}
+        How a filter's picture becomes one map.
+    aggregate : {"union", "mean", "max"}
+        How the classes' orders combine.
+    reverse : bool
+        Whether the worst filters come first.
+    """
+
+    reading: Reading = "layer"
+    steps: int = 30
+    lr: float = 0.1
+    weight_decay: float = 1e-6
+    start_seed: int = 0
+    heat_map: Reduction = "change"
+    aggregate: str = "union"
+    reverse: bool = False
+
+
+def visualize_network(
+    model: nn.Module,
+    start: Tensor,
+    config: ExplainConfig,
+    on_batch: Callable[[int], None] | None = None,
+) -> dict[str, Tensor]:
+    """Visualise every filter of every convolution.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The classifier.
+    start : Tensor, shape (3, H, W)
+        The start image, normalised.
+    config : ExplainConfig
+        Steps and learning rate.
+    on_batch : callable, optional
+        Told how many filters were finished, to show progress.
+
+    Returns
+    -------
+    dict of str to Tensor, shape (F, 3, H, W)
+        Pictures of each layer's filters, in normalised units.
+    """
+    return {
+        name: visualize_filters(
+            model,
+            name,
+            start=start,
+            steps=config.steps,
+            lr=config.lr,
+            weight_decay=config.weight_decay,
+            on_batch=on_batch,
+        )
+        for name in conv_layers(model)
+    }
+
+
+def order_layers(
+    criterion: str, evidence: Evidence, config: ExplainConfig
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Score and order the filters of every layer.
+
+    Returns
+    -------
+    scores : dict of str to Tensor, shape (F, C) or (F, 1)
+        Higher is better.
+    orders : dict of str to Tensor of int64, shape (F,)
+        Filters, the first to freeze first.
+    """
+    scores = score_filters(criterion, evidence)
+    orders = {
+        name: order_filters(values, config.aggregate, config.reverse)
+        for name, values in scores.items()
+    }
+    return scores, orders
+
+
+def rank_network(
+    model: nn.Module,
+    batches: Batches,
+    classes: int,
+    normalization: Normalization,
+    criterion: str,
+    config: ExplainConfig,
+    seed: int,
+) -> dict[str, Tensor]:
+    """Explain a classifier on one task's training images and order its filters.
+
+    Returns
+    -------
+    dict of str to Tensor of int64, shape (F,)
+        Filters of each layer, the first to freeze first.
+    """
+    images, _ = next(batches.ordered(1))
+    start = start_image(
+        images.shape[-1], normalization.mean, normalization.std, config.start_seed
+    ).to(images.device)
+    saliency = class_saliency(model, batches.ordered(64), classes, reading=config.reading)
+    pictures = visualize_network(model, start, config)
+    evidence = Evidence(
+        filter_maps={
+            name: heat_maps(values, start, config.heat_map) for name, values in pictures.items()
+        },
+        class_maps=saliency.maps,
+        weights={name: layer.weight.detach() for name, layer in conv_layers(model).items()},
+        seed=seed,
+    )
+    _, orders = order_layers(criterion, evidence, config)
+    return {name: torch.as_tensor(order) for name, order in orders.items()}

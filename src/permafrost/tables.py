@@ -1,0 +1,73 @@
+"""The tables of the comparison, as Markdown."""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from permafrost.evaluation import Interval, confidence_interval
+
+Row = dict[str, Any]
+
+
+def measure(rows: Iterable[Row], name: str) -> Interval | None:
+    """Return the mean and the interval over the seeds; None where no seed has the measure."""
+    values = [row[name] for row in rows if row.get(name) is not None]
+    return confidence_interval(values) if values else None
+
+
+def percent(interval: Interval | None) -> str:
+    """Format an interval as ``71.2 (64.0 to 78.4)``, in percent."""
+    if interval is None:
+        return "–"
+    mean = f"{100 * interval.mean:.1f}"
+    if interval.low is None or interval.high is None:
+        return mean
+    return f"{mean} ({100 * interval.low:.1f} to {100 * interval.high:.1f})"
+
+
+def groups(rows: Sequence[Row], *names: str) -> list[tuple[Row, list[Row]]]:
+    """Group rows by columns, in the order of their first rows: the column values, the rows."""
+    found: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        found.setdefault(tuple(row[name] for name in names), []).append(row)
+    return [(dict(zip(names, values, strict=True)), members) for values, members in found.items()]
+
+
+def markdown(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    """Return a Markdown table; cell text is escaped."""
+    table = [header, ["---"] * len(header), *lines]
+    return "\n".join("| " + " | ".join(_escape(cell) for cell in line) + " |" for line in table)
+
+
+def accuracy_table(
+    labels: Sequence[str],
+    members: Sequence[tuple[Sequence[str], Sequence[Row]]],
+    tasks: int,
+    seed_figures: Callable[[Sequence[str]], Sequence[str]] | None = None,
+) -> str:
+    """Return a table of accuracies with mean and 95% interval, in percent.
+
+    Parameters
+    ----------
+    labels : sequence of str
+        Headings of the first columns.
+    members : sequence of (sequence of str, sequence of dict)
+        The first columns of a line, and the cells that it summarises.
+    tasks : int
+        T.
+    seed_figures : callable, optional
+        Given a line's first columns, the seed's own figures for task 1 and task 2.
+    """
+    measures = [f"acc_task{task + 1}" for task in range(tasks)] + ["acc_mean", "forgetting"]
+    names = [f"task {task + 1}" for task in range(tasks)] + ["mean", "forgetting"]
+    quoted = ["seed: task 1", "seed: task 2"] if seed_figures else []
+    lines = []
+    for first, rows in members:
+        figures = list(seed_figures(first)) if seed_figures else []
+        lines.append([*first, *(percent(measure(rows, name)) for name in measures), *figures])
+    return markdown([*labels, *names, *quoted], lines)
+
+
+def _escape(text: str) -> str:
+    for character, entity in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ("|", "&#124;")):
+        text = text.replace(character, entity)
+    return " ".join(text.split())

@@ -1,0 +1,42 @@
+"""The optimizers that a training may use."""
+
+from collections.abc import Iterable
+from typing import Literal
+
+import torch
+from torch import nn
+
+OptimizerName = Literal["sgd", "adam", "adamw"]
+
+
+def build_optimizer(
+    name: OptimizerName,
+    parameters: Iterable[nn.Parameter],
+    *,
+    lr: float,
+    momentum: float,
+    weight_decay: float,
+) -> torch.optim.Optimizer:
+    """Build an optimizer; ``momentum`` is read by SGD only.
+
+    Parameters
+    ----------
+    name : {"sgd", "adam", "adamw"}
+        Which one.
+    parameters : iterable of nn.Parameter
+        What it moves.
+    lr, momentum, weight_decay : float
+        Learning rate > 0, momentum in 0 .. 1 and weight decay >= 0.
+
+    Raises
+    ------
+    ValueError
+        If ``name`` is unknown.
+    """
+    if name == "sgd":
+        return torch.optim.SGD(parameters, lr=lr, momentum=momentum, weight_decay=weight_decay)
+    if name == "adam":
+        return torch.optim.Adam(parameters, lr=lr, weight_decay=weight_decay)
+    if name == "adamw":
+        return torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay)
+    raise ValueError(f"unknown optimizer {name!r}")

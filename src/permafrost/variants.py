@@ -1,0 +1,105 @@
+"""Variants: the summary of one choice of filters over all seeds, as MLflow shows it."""
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from permafrost.artifacts import load_json, save_json
+from permafrost.cells import CellStore
+from permafrost.params import Params
+from permafrost.tracking import VARIANTS, RunRecord
+
+_RECORD, _PICTURES = "variant.json", "pictures"
+
+
+def variant_key(summary: dict[str, Any]) -> str:
+    """Return the key of a variant: it is named by its cells."""
+    keys = json.dumps([row["key"] for row in summary["seeds"]])
+    return hashlib.sha256(keys.encode()).hexdigest()[:32]
+
+
+def store_variant(
+    store: CellStore, params: Params, summary: dict[str, Any], shown: dict[str, Any]
+) -> None:
+    """Keep a variant's summary and log it as one run.
+
+    Parameters
+    ----------
+    store : CellStore
+        Of the project.
+    params : Params
+        All parameters.
+    summary : dict
+        As in ``metrics/variant.json``.
+    shown : dict
+        The parameters that MLflow shows of one of its cells.
+    """
+    key = variant_key(summary)
+    name = os.environ.get("DVC_EXP_NAME")
+    variant = summary["variant"]
+    record = {
+        "key": key,
+        "name": f"{variant['metric']} {variant['pct']:.0%}" + (f" ({name})" if name else ""),
+        "params": {**shown, "seed": params.seeds, "profile": params.profile},
+        "summary": summary,
+    }
+    save_json(_folder(store, key) / _RECORD, record)
+    store.tracker.write(_run_record(_folder(store, key)))
+
+
+def add_pictures(store: CellStore, summary: dict[str, Any], pictures: dict[str, Path]) -> None:
+    """Add pictures and tables to a variant's run.
+
+    Parameters
+    ----------
+    store : CellStore
+        Of the project.
+    summary : dict
+        As in ``metrics/variant.json``.
+    pictures : dict of str to Path
+        Place in the run to file.
+    """
+    folder = _folder(store, variant_key(summary))
+    if not (folder / _RECORD).exists():
+        return
+    for place, path in pictures.items():
+        (folder / _PICTURES / place).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, folder / _PICTURES / place)
+    store.tracker.write(_run_record(folder))
+
+
+def variant_records(store: CellStore) -> list[RunRecord]:
+    """Return the runs of all variants that were evaluated in this project."""
+    folders = sorted((store.root / ".permafrost" / "variants").glob(f"*/{_RECORD}"))
+    return [_run_record(path.parent) for path in folders]
+
+
+def _folder(store: CellStore, key: str) -> Path:
+    return store.root / ".permafrost" / "variants" / key
+
+
+def _run_record(folder: Path) -> RunRecord:
+    record = load_json(folder / _RECORD)
+    pictures = folder / _PICTURES
+    metrics = {}
+    for name, value in record["summary"].items():
+        if isinstance(value, dict) and "mean" in value:
+            metrics[name] = value["mean"]
+            bounds = {f"{name}_{bound}": value[bound] for bound in ("low", "high")}
+            metrics |= {bound: number for bound, number in bounds.items() if number is not None}
+    return RunRecord(
+        key=record["key"],
+        experiment=VARIANTS,
+        name=record["name"],
+        params=record["params"],
+        metrics=metrics,
+        pictures={
+            str(path.relative_to(pictures)): path
+            for path in sorted(pictures.rglob("*"))
+            if path.is_file()
+        },
+        tags={"kind": "variant"},
+    )

@@ -1,0 +1,535 @@
+"""The data sets, on small archives and folders that the tests write."""
+
+import ast
+import hashlib
+import io
+import os
+import pickle
+import sys
+import tarfile
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torchvision.transforms.functional as TF
+from PIL import Image
+from torchvision.datasets import CIFAR10, CIFAR100
+
+from permafrost.data import DATASETS, load_dataset
+from permafrost.data import datasets as module
+from permafrost.errors import InputError
+
+
+def fails(name: str, root: Path | None, *words: str, size: int = 32) -> str:
+    """Load in vain, and return the one line that says why."""
+    with pytest.raises(InputError) as caught:
+        load_dataset(name, root, size)
+    text = str(caught.value)
+    assert "\n" not in text
+    for word in words:
+        assert word in text
+    return text
+
+
+# By name and digits -----------------------------------------------------------------------------
+
+
+def test_unknown_name_lists_the_known_ones():
+    fails("mnist", None, "split.dataset", "'mnist'", *DATASETS)
+
+
+def test_bad_image_size():
+    fails("digits", None, "split.image_size", "at least 1", size=0)
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100", "image_folder"])
+def test_root_is_needed_and_is_a_folder(name, tmp_path):
+    fails(name, None, "split.root")
+    (tmp_path / "file").touch()
+    fails(name, tmp_path / "file", "split.root", "no folder")
+
+
+@pytest.mark.parametrize("name", ["datasets", "tasks", "batches"])
+def test_few_packages_are_imported_at_the_top(name):
+    tree = ast.parse(Path(module.__file__).with_name(f"{name}.py").read_text())
+    imports = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+    modules = {getattr(node, "module", None) or node.names[0].name for node in imports}
+    own = {name for name in modules if name.startswith("permafrost")}
+    packages = {name.partition(".")[0] for name in modules - own} - sys.stdlib_module_names
+    assert packages <= {"torch", "torchvision", "numpy", "PIL"}
+    assert all(name == "permafrost.errors" or ".data." in name for name in own)
+
+
+def test_digits():
+    from sklearn.datasets import load_digits
+
+    data = load_dataset("digits", None, 8)
+    assert data.class_names == tuple("0123456789")
+    assert data.test is None
+    assert data.train.images.shape == (1797, 3, 8, 8)
+    assert data.train.images.dtype == torch.uint8
+    expected = torch.from_numpy(load_digits().images * 255 / 16).round().to(torch.uint8)
+    for channel in data.train.images.unbind(1):
+        assert torch.equal(channel, expected)
+    assert data.train.labels.tolist() == load_digits().target.tolist()
+    assert data.train.labels.dtype == torch.int64
+
+
+def test_digits_are_resized():
+    small, large = (load_dataset("digits", None, size).train.images for size in (8, 32))
+    assert large.shape == (1797, 3, 32, 32)
+    expected = TF.resize(small.float(), [32, 32], antialias=True)
+    assert (large.float() - expected).abs().max() <= 1  # `small` itself is rounded
+
+
+# CIFAR ------------------------------------------------------------------------------------------
+
+
+def md5(content: bytes) -> str:
+    return hashlib.md5(content).hexdigest()
+
+
+def cifar_members(official: type[CIFAR10]) -> dict[str, bytes]:
+    """Return small files in the official layout: four images a file, labels 3 to 0."""
+    key = "labels" if official is CIFAR10 else "fine_labels"
+    members = {}
+    for seed, (name, _) in enumerate([*official.train_list, *official.test_list]):
+        pixels = np.random.RandomState(seed).randint(256, size=(4, 3072)).astype(np.uint8)
+        members[name] = pickle.dumps({"data": pixels, key: [3, 2, 1, 0]})
+    members[official.meta["filename"]] = pickle.dumps({official.meta["key"]: ["z", "y", "x", "w"]})
+    return members
+
+
+def pack(official: type[CIFAR10], members: dict[str, bytes]) -> bytes:
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w:gz") as tar:
+        for name, content in members.items():
+            member = tarfile.TarInfo(f"{official.base_folder}/{name}")
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    return packed.getvalue()
+
+
+class SmallCifar:
+    """A small stand-in for an official archive, whose checksums replace the official ones."""
+
+    def __init__(self, name: str, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.name, self.root, self.monkeypatch = name, root, monkeypatch
+        self.official = {"cifar10": CIFAR10, "cifar100": CIFAR100}[name]
+        self.members = cifar_members(self.official)
+        self.packed = pack(self.official, self.members)
+        self.archive = root / self.official.filename
+        self.folder = root / self.official.base_folder
+        for files in ("train_list", "test_list"):
+            sums = [[name, md5(self.members[name])] for name, _ in getattr(self.official, files)]
+            monkeypatch.setattr(self.official, files, sums)
+        meta = self.official.meta
+        meta = meta | {"md5": md5(self.members[meta["filename"]])}
+        monkeypatch.setattr(self.official, "meta", meta)
+        self.trust(self.packed)
+
+    def trust(self, packed: bytes) -> None:
+        self.monkeypatch.setattr(self.official, "tgz_md5", md5(packed))
+
+    def write_archive(self) -> None:
+        self.archive.write_bytes(self.packed)
+
+    def write_folder(self) -> None:
+        self.folder.mkdir()
+        for name, content in self.members.items():
+            (self.folder / name).write_bytes(content)
+
+    def check(self) -> None:
+        data = load_dataset(self.name, self.root, 32)
+        assert data.class_names == ("z", "y", "x", "w")
+        assert data.test is not None
+        for part, files in (
+            (data.train, self.official.train_list),
+            (data.test, self.official.test_list),
+        ):
+            pixels = [pickle.loads(self.members[name])["data"] for name, _ in files]
+            expected = torch.from_numpy(np.concatenate(pixels)).view(-1, 3, 32, 32)
+            assert torch.equal(part.images, expected)
+            assert part.labels.tolist() == [3, 2, 1, 0] * len(files)
+            assert part.labels.dtype == torch.int64
+
+
+@pytest.fixture(params=["cifar10", "cifar100"])
+def cifar(request, tmp_path, monkeypatch) -> SmallCifar:
+    def no_network(*args, **kwargs):
+        raise urllib.error.URLError("no network")
+
+    monkeypatch.setattr(urllib.request, "urlopen", no_network)
+    return SmallCifar(request.param, tmp_path, monkeypatch)
+
+
+@pytest.fixture
+def nothing_unpickled(monkeypatch):
+    def refuse(*args, **kwargs):
+        raise AssertionError("unpickled")
+
+    monkeypatch.setattr("torchvision.datasets.cifar.pickle.load", refuse)
+
+
+def test_found_archive_is_read_and_leaves_nothing_behind(cifar):
+    cifar.write_archive()
+    cifar.check()
+    assert list(cifar.root.iterdir()) == [cifar.archive]
+
+
+def test_extracted_folder_is_read(cifar):
+    cifar.write_folder()
+    cifar.check()
+
+
+def test_cifar_is_resized(cifar):
+    cifar.write_archive()
+    whole, half = (load_dataset(cifar.name, cifar.root, size).train for size in (32, 16))
+    assert half.images.dtype == torch.uint8
+    expected = TF.resize(whole.images.float(), [16, 16], antialias=True).round().to(torch.uint8)
+    assert torch.equal(half.images, expected)
+
+
+@pytest.mark.usefixtures("nothing_unpickled")
+class TestAlteredCifar:
+    def test_tampered_archive(self, cifar):
+        members = cifar.members | {cifar.official.meta["filename"]: b"evil"}
+        cifar.archive.write_bytes(pack(cifar.official, members))
+        fails(cifar.name, cifar.root, "split.root", str(cifar.archive), "altered", "md5")
+
+    @pytest.mark.parametrize("left", [0, 1, -1])
+    def test_truncated_archive(self, cifar, left):
+        cifar.archive.write_bytes(cifar.packed[:left])
+        fails(cifar.name, cifar.root, "split.root", str(cifar.archive), cifar.official.url)
+
+    def test_archive_that_is_a_folder(self, cifar):
+        cifar.archive.mkdir()
+        fails(cifar.name, cifar.root, str(cifar.archive))
+
+    def test_trusted_archive_that_is_no_archive(self, cifar):
+        cifar.archive.write_bytes(b"no archive")
+        cifar.trust(b"no archive")
+        fails(cifar.name, cifar.root, str(cifar.archive), "could not be extracted")
+
+    def test_trusted_archive_with_a_wrong_member(self, cifar):
+        name = cifar.official.test_list[0][0]
+        packed = pack(cifar.official, cifar.members | {name: b"evil"})
+        cifar.archive.write_bytes(packed)
+        cifar.trust(packed)
+        fails(cifar.name, cifar.root, name, str(cifar.archive))
+
+    @pytest.mark.parametrize("change", ["tampered", "truncated", "missing"])
+    @pytest.mark.parametrize("which", ["train", "test", "meta"])
+    def test_altered_member(self, cifar, which, change):
+        cifar.write_folder()
+        cifar.write_archive()  # a good archive beside it excuses nothing
+        official = cifar.official
+        name = {
+            "train": official.train_list[-1][0],
+            "test": official.test_list[0][0],
+            "meta": official.meta["filename"],
+        }[which]
+        member = cifar.folder / name
+        if change == "missing":
+            member.unlink()
+        else:
+            content = member.read_bytes()
+            member.write_bytes(content[:-1] + b"!" if change == "tampered" else content[:-1])
+        fails(cifar.name, cifar.root, "split.root", name, str(cifar.folder), official.url)
+
+
+def test_no_network_says_what_to_get(cifar):
+    root = cifar.root / "new"
+    official = cifar.official
+    fails(cifar.name, root, "split.root", "no network", official.url, official.tgz_md5, str(root))
+    assert list(root.iterdir()) == []
+
+
+def serve(monkeypatch, content: bytes, length: int, breaks: bool = False) -> None:
+    class Response(io.BytesIO):
+        def __init__(self, url: str) -> None:
+            super().__init__(content)
+            self.url, self.length = url, length
+
+        def read(self, *args) -> bytes:
+            if chunk := super().read(*args):
+                return chunk
+            if breaks:
+                raise ConnectionResetError("connection reset")
+            return b""
+
+    monkeypatch.setattr(urllib.request, "urlopen", lambda request, **_: Response(request.full_url))
+
+
+def test_download(cifar, monkeypatch):
+    serve(monkeypatch, cifar.packed, len(cifar.packed))
+    cifar.check()
+    assert list(cifar.root.iterdir()) == [cifar.archive]
+
+
+@pytest.mark.parametrize("breaks", [False, True])
+def test_partial_download_does_not_stay(cifar, monkeypatch, breaks):
+    serve(monkeypatch, cifar.packed[:100], len(cifar.packed), breaks)
+    fails(cifar.name, cifar.root, "split.root", cifar.official.url, cifar.official.tgz_md5)
+    assert list(cifar.root.iterdir()) == []
+
+
+def test_official_checksums_are_in_force():
+    assert CIFAR10.tgz_md5 == "c58f30108f718f92721af3b95e74349a"
+    assert CIFAR100.tgz_md5 == "eb9058c3a382ffc7106e4002c42a8d85"
+
+
+# Image folders ----------------------------------------------------------------------------------
+
+
+def put(path: Path, image: Image.Image | None = None, **options) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    (image or Image.new("RGB", (8, 8), "red")).save(path, **options)
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """Make a tree of two classes, with a test part, whose parent is outside."""
+    for part, count in (("train", 3), ("test", 1)):
+        for name, colour in (("cat", (200, 100, 0)), ("Dog", (0, 50, 100))):
+            for number in range(count):
+                put(tmp_path / f"in/{part}/{name}/{number}.png", Image.new("RGB", (8, 8), colour))
+    return tmp_path / "in"
+
+
+def only(folder: Path, path: Path) -> torch.Tensor:
+    """Load the tree and return the image at `path`, one of the class cat."""
+    files = sorted((folder / "train/cat").iterdir())
+    train = load_dataset("image_folder", folder, 8).train
+    return train.images[train.labels == 1][files.index(path)]
+
+
+def noise(*shape: int) -> np.ndarray:
+    return np.random.RandomState(0).randint(256, size=shape).astype(np.uint8)
+
+
+def test_image_folder(folder):
+    (folder / "train/.hidden").mkdir()
+    (folder / "train/cat/.DS_Store").write_bytes(b"no image")
+    (folder / "train/README").write_text("beside the classes")
+    data = load_dataset("image_folder", folder, 8)
+    assert data.class_names == ("Dog", "cat")
+    assert data.test is not None
+    assert data.train.labels.tolist() == [0, 0, 0, 1, 1, 1]
+    assert data.test.labels.tolist() == [0, 1]
+    assert data.train.images.shape == (6, 3, 8, 8)
+    assert data.train.images.dtype == torch.uint8
+    assert data.train.labels.dtype == torch.int64
+    assert data.train.images[0, :, 0, 0].tolist() == [0, 50, 100]
+    assert data.test.images[1, :, 7, 7].tolist() == [200, 100, 0]
+
+
+def test_image_folder_without_test(folder):
+    (folder / "test").rename(folder / "other")
+    assert load_dataset("image_folder", folder, 8).test is None
+
+
+def test_files_come_in_the_order_of_their_names(folder):
+    for number in (30, 4, 10):
+        put(folder / f"train/cat/x{number:02d}.png", Image.new("L", (8, 8), number))
+    images = load_dataset("image_folder", folder, 8).train.images
+    assert images[-3:, 0, 0, 0].tolist() == [4, 10, 30]
+
+
+def test_rgb_png_is_exact(folder):
+    pixels = noise(8, 8, 3)
+    path = put(folder / "train/cat/a.png", Image.fromarray(pixels))
+    assert torch.equal(only(folder, path), torch.from_numpy(pixels).permute(2, 0, 1))
+
+
+@pytest.mark.parametrize("suffix", ["bmp", "gif", "jpg", "ppm", "tif", "webp"])
+def test_other_formats(folder, suffix):
+    path = put(folder / f"train/cat/a.{suffix}", Image.new("RGB", (8, 8), (255, 0, 0)))
+    expected = torch.tensor([255, 0, 0])[:, None, None]
+    assert (only(folder, path).int() - expected).abs().max() <= 2
+
+
+def test_grey(folder):
+    pixels = noise(8, 8)
+    path = put(folder / "train/cat/a.png", Image.fromarray(pixels))
+    assert torch.equal(only(folder, path), torch.from_numpy(pixels).expand(3, 8, 8))
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_sixteen_bit_grey_is_scaled(folder, suffix):
+    values = np.linspace(0, 65535, 64).astype(np.uint16).reshape(8, 8)
+    path = put(folder / f"train/cat/a.{suffix}", Image.fromarray(values))
+    expected = torch.from_numpy(np.round(values / 257).astype(np.uint8))
+    assert torch.equal(only(folder, path), expected.expand(3, 8, 8))
+
+
+def test_big_endian_sixteen_bit_grey(folder):
+    values = np.full((8, 8), 0x80FF, ">u2")
+    path = folder / "train/cat/a.pgm"
+    path.write_bytes(b"P5 8 8 65535\n" + values.tobytes())
+    assert only(folder, path).unique().tolist() == [round(0x80FF / 257)]
+
+
+@pytest.mark.parametrize("kind", ["float", "negative"])
+def test_pixels_of_unknown_range(folder, kind):
+    dtype = np.float32 if kind == "float" else np.int32
+    path = put(folder / "train/cat/a.tif", Image.fromarray(np.full((8, 8), -1, dtype)))
+    fails("image_folder", folder, "split.root", str(path), size=8)
+
+
+def test_cmyk(folder):
+    path = put(folder / "train/cat/a.jpg", Image.new("CMYK", (8, 8), (0, 255, 255, 0)))
+    expected = torch.tensor([255, 0, 0])[:, None, None]
+    assert (only(folder, path).int() - expected).abs().max() <= 3
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_alpha_is_composited_on_black(folder, mode):
+    image = Image.new("RGBA", (8, 8), (200, 200, 200, 51)).convert(mode)
+    path = put(folder / "train/cat/a.png", image)
+    assert only(folder, path).unique().tolist() == [40]
+
+
+def test_transparent_palette_colour_is_black(folder):
+    image = Image.new("P", (8, 8), 0)
+    image.putpalette([10, 20, 30, 250, 250, 250])
+    image.putpixel((0, 0), 1)
+    path = put(folder / "train/cat/a.png", image, transparency=1)
+    pixels = only(folder, path)
+    assert pixels[:, 0, 0].tolist() == [0, 0, 0]
+    assert pixels[:, 1, 1].tolist() == [10, 20, 30]
+
+
+def test_exif_orientation(folder):
+    pixels = noise(8, 8, 3)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned a quarter clockwise
+    path = put(folder / "train/cat/a.png", Image.fromarray(pixels), exif=exif)
+    turned = torch.from_numpy(np.rot90(pixels, -1).copy()).permute(2, 0, 1)
+    assert torch.equal(only(folder, path), turned)
+
+
+@pytest.mark.parametrize("shape", [(40, 24), (24, 40), (30, 30), (4, 4)])
+def test_resize_and_centre_crop(folder, shape):
+    height, width = shape
+    gradient = np.add.outer(np.arange(height) * 3, np.arange(width) * 3).astype(np.uint8)
+    path = put(folder / "train/cat/a.png", Image.fromarray(gradient).convert("RGB"))
+    square = TF.center_crop(Image.fromarray(gradient).convert("RGB"), [min(shape)] * 2)
+    expected = TF.pil_to_tensor(TF.resize(square, [8, 8]))
+    difference = (only(folder, path).int() - expected.int()).abs()
+    assert difference[:, 1:-1, 1:-1].max() == 0
+    assert difference.max() <= 2  # at the edge, pixels beyond the crop may count
+
+
+@pytest.mark.parametrize("content", [b"", b"no image", b"%!PS-Adobe-3.0 EPSF-3.0\n"])
+def test_file_that_is_no_image(folder, content):
+    path = folder / "train/cat/a.png"
+    path.write_bytes(content)
+    fails("image_folder", folder, "split.root", str(path), "PNG", size=8)
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "gif", "webp", "tif", "bmp", "ppm"])
+def test_truncated_image(folder, suffix):
+    path = put(folder / f"test/cat/a.{suffix}", Image.fromarray(noise(40, 40, 3)))
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    fails("image_folder", folder, "split.root", str(path), size=8)
+
+
+@pytest.mark.parametrize("limit", [30, 60])  # Pillow refuses above twice its limit, else warns
+def test_decompression_bomb(folder, monkeypatch, limit):
+    for path in folder.rglob("*.png"):
+        put(path, Image.new("RGB", (2, 2)))
+    path = put(folder / "train/cat/a.png", Image.new("L", (8, 8)))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+    fails("image_folder", folder, "split.root", str(path), "too many pixels", str(limit), size=8)
+
+
+def test_file_name_with_a_line_break(folder):
+    (folder / "train/cat/a\nb.png").write_bytes(b"no image")
+    fails("image_folder", folder, "split.root", r"a\nb.png", size=8)
+
+
+def test_missing_root(tmp_path):
+    fails("image_folder", tmp_path / "none", "split.root", "none", "train/CLASS/*")
+
+
+def test_missing_train_says_what_layout_is_wanted(folder):
+    fails("image_folder", folder / "train", "split.root", "train/CLASS/*", "test/CLASS/*")
+
+
+@pytest.mark.parametrize("part", ["train", "test"])
+def test_part_without_classes(folder, part):
+    (folder / part).rename(folder / "other")
+    put(folder / part / "a.png")
+    fails("image_folder", folder, "split.root", str(folder / part), "class")
+
+
+def test_test_that_is_a_file(folder):
+    (folder / "test").rename(folder / "other")
+    (folder / "test").touch()
+    fails("image_folder", folder, "split.root", str(folder / "test"))
+
+
+@pytest.mark.parametrize("part", ["train", "test"])
+def test_empty_class(folder, part):
+    (folder / part / "empty").mkdir()
+    (folder / part / "empty/.keep").touch()
+    fails("image_folder", folder, "split.root", str(folder / part / "empty"))
+
+
+@pytest.mark.parametrize(("part", "other"), [("train", "test"), ("test", "train")])
+def test_class_in_one_part_only(folder, part, other):
+    put(folder / part / "bird/a.png")
+    fails("image_folder", folder, "split.root", "'bird'", str(folder / part), f"not in {other}")
+
+
+def test_folder_in_a_class(folder):
+    put(folder / "train/cat/more/a.png")
+    fails("image_folder", folder, "split.root", str(folder / "train/cat/more"))
+
+
+def test_links_within_the_folder_are_followed(folder):
+    (folder / "train/cat/z.png").symlink_to("../Dog/0.png")
+    (folder / "test").rename(folder / "held-out")
+    (folder / "test").symlink_to("held-out")
+    (folder.parent / "link").symlink_to(folder)
+    data = load_dataset("image_folder", folder.parent / "link", 8)
+    assert data.train.images[-1, :, 0, 0].tolist() == [0, 50, 100]
+    assert data.test is not None
+
+
+@pytest.mark.parametrize("link", ["train/cat/z.png", "train/bird", "test"])
+def test_links_out_of_the_folder_are_refused(folder, link):
+    (folder / "test").rename(folder.parent / "test")
+    outside = put(folder.parent / "outside/a.png")
+    target = {"z.png": outside, "bird": outside.parent, "test": folder.parent / "test"}
+    path = folder / link
+    path.symlink_to(target[path.name])
+    fails("image_folder", folder, "split.root", str(path), "link to outside")
+
+
+@pytest.mark.parametrize("target", ["nowhere.png", "z.png"])
+def test_broken_links(folder, target):
+    path = folder / "train/cat/z.png"
+    path.symlink_to(target)
+    fails("image_folder", folder, "split.root", str(path))
+
+
+def test_pipe_is_not_waited_for(folder):
+    os.mkfifo(folder / "train/cat/pipe.png")
+    fails("image_folder", folder, "split.root", "pipe.png", "regular file")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_unreadable_folder(folder):
+    (folder / "train/cat").chmod(0)
+    fails("image_folder", folder, "split.root", str(folder / "train/cat"), "readable")
+    (folder / "train/cat").chmod(0o700)
+
+
+def test_closed_list_of_formats_holds_no_reader_that_starts_programs():
+    assert "EPS" not in module.IMAGE_FORMATS
