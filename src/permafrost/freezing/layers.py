@@ -114,33 +114,46 @@ class PartlyFrozenBatchNorm2d(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         """Normalise (N, F, H, W); frozen channels by their frozen statistics."""
         (norm,) = self._original
-        weight = None if self.weight_rows is None else self.weight_rows()
-        bias = None if self.bias_rows is None else self.bias_rows()
-        # Copies: backward reads these statistics after the live ones have been updated in place.
-        kept_mean, kept_var = self.running_mean.clone(), self.running_var.clone()
-        if self.training and not self.statistics:
-            return self._normalise_by_batch(inputs, weight, bias)
-        by_running = F.batch_norm(inputs, kept_mean, kept_var, weight, bias, eps=norm.eps)
+        weight, bias = self._affine()
         if not self.training:
-            return by_running
-        by_batch = self._normalise_by_batch(inputs, weight, bias)
-        self.running_mean.copy_(torch.where(self.frozen, kept_mean, self.running_mean))
-        self.running_var.copy_(torch.where(self.frozen, kept_var, self.running_var))
-        return torch.where(self.frozen[:, None, None], by_running, by_batch)
+            mean, var = self.running_mean, self.running_var
+            return F.batch_norm(inputs, mean, var, weight, bias, eps=norm.eps)
+        if not self.statistics:
+            return self._normalise_by_batch(inputs, weight, bias)
+        # By its frozen statistics a channel is scale * input + shift. It goes through the batch
+        # normalisation with a weight of zero, so that neither its output nor its gradient sees the
+        # batch's statistics: one pass more instead of two normalisations and a choice.
+        scale = weight.detach() * (self.running_var + norm.eps).rsqrt()
+        shift = bias.detach() - self.running_mean * scale
+        zero = torch.zeros_like(scale)
+        output = self._normalise_by_batch(
+            inputs,
+            torch.where(self.frozen, zero, weight),
+            torch.where(self.frozen, shift, bias),
+        )
+        scale = torch.where(self.frozen, scale, zero)
+        return torch.addcmul(output, inputs, scale[:, None, None])
 
-    def _normalise_by_batch(
-        self, inputs: Tensor, weight: Tensor | None, bias: Tensor | None
-    ) -> Tensor:
-        """Normalise by the batch's statistics, which also move the running ones."""
+    def _affine(self) -> tuple[Tensor, Tensor]:
+        """Return γ and β."""
+        if self.weight_rows is None or self.bias_rows is None:
+            return torch.ones_like(self.running_mean), torch.zeros_like(self.running_mean)
+        return self.weight_rows(), self.bias_rows()
+
+    def _normalise_by_batch(self, inputs: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        """Normalise by the batch's statistics, which also move the live running ones."""
         (norm,) = self._original
         self.num_batches_tracked.add_(1)
         # Without a momentum PyTorch's running statistics are the plain average of all batches.
         momentum = norm.momentum
         if momentum is None:
             momentum = 1.0 / float(self.num_batches_tracked)
-        return F.batch_norm(
-            inputs, self.running_mean, self.running_var, weight, bias, True, momentum, norm.eps
-        )
+        mean, var = self.running_mean.clone(), self.running_var.clone()
+        output = F.batch_norm(inputs, mean, var, weight, bias, True, momentum, norm.eps)
+        held = self.frozen if self.statistics else torch.zeros_like(self.frozen)
+        self.running_mean.copy_(torch.where(held, self.running_mean, mean))
+        self.running_var.copy_(torch.where(held, self.running_var, var))
+        return output
 
     @torch.no_grad()
     def write_back(self) -> nn.BatchNorm2d:

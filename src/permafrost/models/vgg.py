@@ -143,7 +143,8 @@ def build_network(
         _initialise(features)
         network = TaskNetwork(features, channels, classes_per_task, tasks)
         _initialise(network.heads)
-    return network
+    # The same numbers in the order that CPU and GPU convolutions are fastest in.
+    return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
 
 def _initialise(modules: nn.Module) -> None:
