@@ -172,5 +172,3 @@ def require(condition: bool, path: Path, what: str) -> None:
     """Raise an InputError that names the file unless the condition holds."""
     if not condition:
         raise InputError(f"{path}: {what}; {_REBUILD}")
-
-

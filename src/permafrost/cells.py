@@ -1,8 +1,8 @@
 """Cells: every training, stored under the hash of all that it depends on.
 
 A cell is trained once, whoever asks for it; one that was killed goes on after its last epoch. The
-store lies in ``.permafrost/cells`` at the project's root, outside what DVC owns, and the key keeps it
-honest: whatever changes the result changes the key.
+store lies in ``.permafrost/cells`` at the project's root, outside what DVC owns, and the key keeps
+it honest: whatever changes the result changes the key.
 """
 
 import hashlib
@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -48,7 +48,8 @@ _LIBRARY = (
 )
 _RESULT, _MODEL, _CHECKPOINT = "cell.json", "model.safetensors", "checkpoint.safetensors"
 
-Train = Callable[[Progress | None, Callable[[Progress], None]], tuple[dict[str, Any], dict[str, Tensor]]]
+OnEpoch = Callable[[Progress], None]
+Train = Callable[[Progress | None, OnEpoch], tuple[dict[str, Any], dict[str, Tensor]]]
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,7 @@ class CellStore:
         self,
         request: CellRequest,
         train: Train,
-        on_epoch: Callable[[Progress], None] | None = None,
+        on_epoch: OnEpoch | None = None,
     ) -> dict[str, Any]:
         """Return a cell's record; train the cell if it is not stored.
 
@@ -142,7 +143,7 @@ class CellStore:
         key: str,
         train: Train,
         progress: Progress | None,
-        on_epoch: Callable[[Progress], None] | None,
+        on_epoch: OnEpoch | None,
     ) -> dict[str, Any]:
         began = time.perf_counter()
         record = {
@@ -214,7 +215,7 @@ class CellStore:
             shutil.rmtree(folder)
         return freed
 
-    def keys(self) -> list[str]:
+    def stored_keys(self) -> list[str]:
         """Return the keys of all cells, whole or not."""
         return sorted(path.name for path in self.folder.glob("*") if path.is_dir())
 
@@ -286,15 +287,11 @@ def run_record(record: dict[str, Any]) -> RunRecord:
     )
 
 
-def _curves(history: list[dict[str, Any]]) -> list[dict[str, float]]:
+def _curves(history: list[dict[str, Any]]) -> list[Mapping[str, float]]:
     """Number the epochs of all tasks through; an accuracy's curve has a name of its own."""
     return [
         {"step": step}
-        | {
-            f"epoch_{name}": value
-            for name, value in row.items()
-            if name not in ("epoch", "task")
-        }
+        | {f"epoch_{name}": value for name, value in row.items() if name not in ("epoch", "task")}
         for step, row in enumerate(history, start=1)
     ]
 

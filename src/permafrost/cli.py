@@ -69,7 +69,7 @@ for _name, _help in _STAGES.items():
 
 @app.command()
 def profile(
-    name: Annotated[str | None, typer.Argument(help="Which one; without a name, list them.")] = None,
+    name: Annotated[str | None, typer.Argument(help="Which one; none lists them.")] = None,
 ) -> None:
     """Write params.yaml from a ready profile."""
     from permafrost.profiles import list_profiles, write_profile

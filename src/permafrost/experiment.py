@@ -327,7 +327,7 @@ def _own_source(criterion: str) -> str | None:
 
 def _digest(masks: Masks) -> str:
     frozen = {name: mask.nonzero().flatten().tolist() for name, mask in masks.items()}
-    return hashlib.sha256(json.dumps(frozen).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(frozen, sort_keys=True).encode()).hexdigest()
 
 
 def _strategy(
@@ -437,9 +437,7 @@ def _drift(
         before.view("shared", 0, 1), network.view("shared", 0, tasks), tests, list(layers)
     )
     everything = spec.strategy == "linear_probe"
-    frozen = masks or {
-        name: torch.full((filters,), everything) for name, filters in layers.items()
-    }
+    frozen = masks or {name: torch.full((filters,), everything) for name, filters in layers.items()}
     means = mean_drift(drift, frozen)
     return {
         "layers": {name: mean_drift({name: drift[name]}, frozen) for name in layers},

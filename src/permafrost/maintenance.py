@@ -43,7 +43,7 @@ def unused_cells() -> list[str]:
         if path.exists():
             rows: Any = load_json(path)
             used |= {row["key"] for row in (rows if isinstance(rows, list) else [rows])}
-    return [key for key in store.keys() if key not in used]
+    return [key for key in store.stored_keys() if key not in used]
 
 
 def delete_cells(keys: list[str]) -> str:

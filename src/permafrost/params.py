@@ -62,7 +62,9 @@ class Split(_Section):
     @model_validator(mode="after")
     def _root_is_given(self) -> "Split":
         if self.dataset != "digits" and self.root is None:
-            raise ValueError(f"root: dataset {self.dataset!r} needs the folder where its images lie")
+            raise ValueError(
+                f"root: dataset {self.dataset!r} needs the folder where its images lie"
+            )
         return self
 
 

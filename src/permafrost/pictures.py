@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchvision.utils import make_grid, save_image
 
 from permafrost.data import Normalization
 from permafrost.ranking import Evidence, order_filters, score_filters
@@ -90,6 +89,8 @@ def draw_filters(
     normalization : Normalization
         To turn them back into colours; what lies outside 0..1 is clipped.
     """
+    from torchvision.utils import make_grid, save_image
+
     folder.mkdir(parents=True, exist_ok=True)
     mean, std = (
         torch.tensor(values)[:, None, None] for values in (normalization.mean, normalization.std)

@@ -25,4 +25,3 @@ def derive_seed(*parts: int | str) -> int:
 def generator(*parts: int | str) -> torch.Generator:
     """Return a CPU generator seeded by :func:`derive_seed`: the same draws on every device."""
     return torch.Generator().manual_seed(derive_seed(*parts))
-

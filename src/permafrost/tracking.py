@@ -183,7 +183,9 @@ class Tracker:
         return self._experiments
 
     def _runs(self, experiment: str, condition: str = "") -> list["Run"]:
-        client, runs, token = self._connect(), [], None
+        client = self._connect()
+        runs: list[Run] = []
+        token = None
         while True:
             page = client.search_runs(
                 [self._experiments[experiment]], condition, max_results=1000, page_token=token

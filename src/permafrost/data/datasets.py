@@ -1,14 +1,11 @@
 """The data sets: every one becomes uint8 tensors of one size, with three channels."""
 
 import os
-import tarfile
-import tempfile
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from http.client import HTTPException
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +13,6 @@ import torch
 import torch.nn.functional as F
 from PIL import Image, ImageOps
 from torch import Tensor
-from torchvision.datasets import CIFAR10, CIFAR100
-from torchvision.datasets.utils import check_integrity, download_url
 
 from permafrost.errors import InputError
 
@@ -114,13 +109,13 @@ def _digits(root: Path | None, size: int) -> ImageDataset:
 
     digits = load_digits()
     grey = torch.from_numpy(digits.images).float()[:, None] * (255 / 16)
-    images = _resize(grey, size).repeat(1, 3, 1, 1)
+    images = resize(grey, size).repeat(1, 3, 1, 1)
     labels = torch.from_numpy(digits.target).long()
     names = tuple(str(name) for name in digits.target_names)
     return ImageDataset(names, LabeledImages(images, labels), test=None)
 
 
-def _resize(images: Tensor, size: int) -> Tensor:
+def resize(images: Tensor, size: int) -> Tensor:
     """Resize images with values 0..255, (N, C, H, W), to uint8 of (N, C, size, size)."""
     chunks = [
         F.interpolate(chunk.float(), (size, size), mode="bilinear", antialias=True)
@@ -132,7 +127,8 @@ def _resize(images: Tensor, size: int) -> Tensor:
     return torch.cat(chunks)
 
 
-def _require_root(root: Path | None) -> Path:
+def require_root(root: Path | None) -> Path:
+    """Return the data set's folder, or raise an InputError."""
     if root is None:
         raise InputError("split.root: is empty; this data set needs the folder of its files")
     if root.exists() and not root.is_dir():
@@ -140,94 +136,23 @@ def _require_root(root: Path | None) -> Path:
     return root
 
 
-# CIFAR ------------------------------------------------------------------------------------------
+def _cifar10(root: Path | None, size: int) -> ImageDataset:
+    from permafrost.data.cifar import CIFAR10, read_cifar  # torchvision takes seconds to import
+
+    return read_cifar(CIFAR10, require_root(root), size)
 
 
-def _cifar(official: type[CIFAR10], root: Path | None, size: int) -> ImageDataset:
-    """Read the extracted folder if there is one, else the archive, downloaded if need be."""
-    root = _require_root(root)
-    folder, archive = root / official.base_folder, root / official.filename
-    if folder.exists():
-        _check_members(official, root, found_in=folder)
-        return _read_cifar(official, root, size)
-    if not archive.exists():
-        _download(official, root)
-    # For this one reading only: `root` may be read-only, and no half-written folder can stay.
-    with tempfile.TemporaryDirectory() as unpacked:
-        _unpack(official, archive, Path(unpacked))
-        _check_members(official, Path(unpacked), found_in=archive)
-        return _read_cifar(official, Path(unpacked), size)
+def _cifar100(root: Path | None, size: int) -> ImageDataset:
+    from permafrost.data.cifar import CIFAR100, read_cifar
 
-
-def _advice(official: type[CIFAR10], root: Path) -> str:
-    return f"get {official.url} (md5 {official.tgz_md5}) and put it into {str(root)!r}"
-
-
-def _download(official: type[CIFAR10], root: Path) -> None:
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        # The archive gets its name only once it is whole.
-        with tempfile.TemporaryDirectory(dir=root, prefix=".download-") as part:
-            download_url(official.url, part, official.filename, official.tgz_md5)
-            os.replace(Path(part, official.filename), root / official.filename)
-    except (OSError, RuntimeError, HTTPException) as error:
-        raise InputError(
-            f"split.root: {official.filename} could not be downloaded ({_one_line(error)}); "
-            f"{_advice(official, root)}"
-        ) from error
-
-
-def _unpack(official: type[CIFAR10], archive: Path, target: Path) -> None:
-    if not _has_md5(archive, official.tgz_md5):
-        raise InputError(
-            f"split.root: {str(archive)!r} is truncated or altered (not the official md5); "
-            f"remove it and {_advice(official, archive.parent)}"
-        )
-    try:
-        with tarfile.open(archive) as tar:
-            tar.extractall(target, filter="data")
-    except (OSError, EOFError, tarfile.TarError) as error:
-        raise InputError(
-            f"split.root: {str(archive)!r} could not be extracted ({_one_line(error)})"
-        ) from error
-
-
-def _check_members(official: type[CIFAR10], root: Path, found_in: Path) -> None:
-    """Check every file that torchvision will unpickle: unpickling an altered one may run code."""
-    meta = (official.meta["filename"], official.meta["md5"])
-    for name, md5 in (*official.train_list, *official.test_list, meta):
-        if not _has_md5(root / official.base_folder / name, md5):
-            raise InputError(
-                f"split.root: {name} in {str(found_in)!r} is missing, truncated or altered (not "
-                f"the official md5 {md5}); remove {found_in.name} and "
-                f"{_advice(official, found_in.parent)}"
-            )
-
-
-def _has_md5(path: Path, md5: str) -> bool:
-    try:
-        return check_integrity(path, md5)
-    except OSError as error:
-        raise InputError(f"split.root: {str(path)!r} is unreadable ({_one_line(error)})") from error
-
-
-def _read_cifar(official: type[CIFAR10], root: Path, size: int) -> ImageDataset:
-    train, test = official(root, train=True), official(root, train=False)
-    return ImageDataset(tuple(train.classes), _cifar_images(train, size), _cifar_images(test, size))
-
-
-def _cifar_images(part: CIFAR10, size: int) -> LabeledImages:
-    images = torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous()
-    if images.shape[-1] != size:
-        images = _resize(images, size)
-    return LabeledImages(images, torch.tensor(part.targets, dtype=torch.int64))
+    return read_cifar(CIFAR100, require_root(root), size)
 
 
 # Image folders ----------------------------------------------------------------------------------
 
 
 def _image_folder(root: Path | None, size: int) -> ImageDataset:
-    root = Path(os.path.realpath(_require_root(root)))
+    root = Path(os.path.realpath(require_root(root)))
     if not (root / "train").is_dir():
         raise InputError(
             f"split.root: {str(root)!r} has no folder train; "
@@ -275,7 +200,7 @@ def _entries(folder: Path, root: Path) -> list[Path]:
         entries = [entry for entry in folder.iterdir() if not entry.name.startswith(".")]
     except OSError as error:
         raise InputError(
-            f"split.root: {str(folder)!r} is no readable folder ({_one_line(error)})"
+            f"split.root: {str(folder)!r} is no readable folder ({one_line(error)})"
         ) from error
     for entry in entries:
         _refuse_link_outside(entry, root)
@@ -332,7 +257,7 @@ def _read_image(path: Path, size: int) -> np.ndarray:
         ) from error
     except Exception as error:  # a broken file makes Pillow's readers raise almost anything
         raise InputError(
-            f"split.root: {str(path)!r} is no image that can be read ({_one_line(error)}); "
+            f"split.root: {str(path)!r} is no image that can be read ({one_line(error)}); "
             f"allowed: whole files in {', '.join(IMAGE_FORMATS)}"
         ) from error
     return np.asarray(square).transpose(2, 0, 1)
@@ -356,13 +281,14 @@ def _sixteen_to_eight_bits(image: Image.Image) -> Image.Image:
     return Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
 
 
-def _one_line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
+    """Return an exception's type and text without line breaks."""
     return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 DATASETS: dict[str, Callable[[Path | None, int], ImageDataset]] = {
     "digits": _digits,
-    "cifar10": partial(_cifar, CIFAR10),
-    "cifar100": partial(_cifar, CIFAR100),
+    "cifar10": _cifar10,
+    "cifar100": _cifar100,
     "image_folder": _image_folder,
 }

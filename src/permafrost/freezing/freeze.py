@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -25,11 +26,10 @@ def batch_norm_after(model: nn.Module) -> dict[str, str]:
         ``BatchNorm2d`` of as many channels (as in torchvision's VGG, ResNet, DenseNet's first layer
         and others).
     """
-    leaves = [(name, module) for name, module in model.named_modules() if not list(module.children())]
-    pairs = zip(leaves, leaves[1:], strict=False)
+    leaves = [(name, layer) for name, layer in model.named_modules() if not any(layer.children())]
     return {
         name: next_name
-        for (name, module), (next_name, following) in pairs
+        for (name, module), (next_name, following) in pairwise(leaves)
         if isinstance(module, nn.Conv2d)
         and isinstance(following, nn.BatchNorm2d)
         and following.num_features == module.out_channels

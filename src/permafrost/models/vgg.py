@@ -5,7 +5,6 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torchvision.models import vgg as torchvision_vgg
 
 from permafrost.errors import InputError
 from permafrost.seeding import derive_seed
@@ -13,8 +12,14 @@ from permafrost.seeding import derive_seed
 Head = Literal["shared", "multi", "expanding"]
 HEADS: tuple[Head, ...] = ("shared", "multi", "expanding")
 
-# torchvision names its configurations by letter (Simonyan & Zisserman 2015, table 1).
-ARCHITECTURES = {"vgg11": "A", "vgg13": "B", "vgg16": "D", "vgg19": "E"}
+# Convolutions of each block, a max-pooling after each (Simonyan & Zisserman 2015, table 1).
+ARCHITECTURES = {
+    "vgg11": (1, 1, 2, 2, 2),
+    "vgg13": (2, 2, 2, 2, 2),
+    "vgg16": (2, 2, 3, 3, 3),
+    "vgg19": (2, 2, 4, 4, 4),
+}
+FILTERS = (64, 128, 256, 512, 512)
 
 
 class ConcatenatedHeads(nn.Module):
@@ -109,7 +114,8 @@ def build_network(
 ) -> TaskNetwork:
     """Build a randomly initialised VGG.
 
-    The convolutions are exactly torchvision's, followed by global average pooling and a linear
+    The convolutions are exactly torchvision's (built here, since importing torchvision takes every
+    stage seconds), followed by global average pooling and a linear
     head; weights are drawn as torchvision draws them (He et al. 2015, fan-out).
 
     Parameters
@@ -132,19 +138,30 @@ def build_network(
     """
     if arch not in ARCHITECTURES:
         raise InputError(f"model.arch: {arch!r} is unknown; allowed: {', '.join(ARCHITECTURES)}")
-    layers = [
-        entry if isinstance(entry, str) else max(1, round(entry * width))
-        for entry in torchvision_vgg.cfgs[ARCHITECTURES[arch]]
-    ]
-    channels = next(entry for entry in reversed(layers) if isinstance(entry, int))
+    channels = [max(1, round(filters * width)) for filters in FILTERS]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "weights"))
-        features = torchvision_vgg.make_layers(layers, batch_norm)
+        features = _convolutions(ARCHITECTURES[arch], channels, batch_norm)
         _initialise(features)
-        network = TaskNetwork(features, channels, classes_per_task, tasks)
+        network = TaskNetwork(features, channels[-1], classes_per_task, tasks)
         _initialise(network.heads)
     # The same numbers in the order that CPU and GPU convolutions are fastest in.
     return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+
+
+def _convolutions(depths: tuple[int, ...], channels: list[int], batch_norm: bool) -> nn.Sequential:
+    """Stack the layers in torchvision's order, so that its layer names hold too."""
+    layers: list[nn.Module] = []
+    inputs = 3
+    for depth, outputs in zip(depths, channels, strict=True):
+        for _ in range(depth):
+            layers.append(nn.Conv2d(inputs, outputs, kernel_size=3, padding=1))
+            if batch_norm:
+                layers.append(nn.BatchNorm2d(outputs))
+            layers.append(nn.ReLU(inplace=True))
+            inputs = outputs
+        layers.append(nn.MaxPool2d(kernel_size=2, stride=2))
+    return nn.Sequential(*layers)
 
 
 def _initialise(modules: nn.Module) -> None:

@@ -76,6 +76,7 @@ def run(seed: int) -> None:
         save_json(seed_file(SECOND_RECORDS, seed, ".json"), record)
         row = record["row"]
         shown = ", ".join(
-            f"task {task + 1} {row[f'acc_task{task + 1}']:.1%}" for task in range(params.split.tasks)
+            f"task {task + 1} {row[f'acc_task{task + 1}']:.1%}"
+            for task in range(params.split.tasks)
         )
         print(f"{record['name']}: {shown}")

@@ -7,9 +7,7 @@ from permafrost.strategies.joint import Joint
 from permafrost.strategies.learner import Learner, Progress
 from permafrost.strategies.linear_probe import LinearProbe
 
-STRATEGIES = {
-    strategy.name: strategy for strategy in (Finetune, Freeze, LinearProbe, Joint)
-}
+STRATEGIES = {strategy.name: strategy for strategy in (Finetune, Freeze, LinearProbe, Joint)}
 
 __all__ = [
     "STRATEGIES",

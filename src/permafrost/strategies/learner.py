@@ -80,9 +80,7 @@ class Learner:
         self.head: Head = head
         self.seed = seed
         self.device = device
-        self.tests = [
-            Batches(task.test, sequence.normalization, device) for task in sequence.tasks
-        ]
+        self.tests = [Batches(task.test, sequence.normalization, device) for task in sequence.tasks]
         self.curve_tasks = curve_tasks or len(self.tests)
 
     def measure(self, network: TaskNetwork, seen: int) -> list[Accuracy | None]:
