@@ -1,0 +1,44 @@
+# `make repro` and `make test` set up all they need: an environment in .venv from uv.lock, by the uv
+# that is installed, or else by one that pip puts into .venv.
+
+.DEFAULT_GOAL := help
+.PHONY: help repro test ui lint clean
+
+VENV := .venv
+BIN := $(VENV)/bin
+PYTHON ?= python3
+READY := $(VENV)/.ready
+
+help: ## list the targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+$(READY): uv.lock pyproject.toml
+	@command -v $(PYTHON) >/dev/null || { echo "make: $(PYTHON) not found; Python 3.11 to 3.13 is needed (make PYTHON=...)"; exit 2; }
+	@set -e; if command -v uv >/dev/null && uv --version >/dev/null 2>&1; then \
+	  uv sync --locked --compile-bytecode --python $$($(PYTHON) -c 'import sys; print(sys.executable)'); \
+	else \
+	  $(PYTHON) -m venv $(VENV); \
+	  $(BIN)/python -m pip install --quiet uv; \
+	  $(BIN)/uv sync --locked --compile-bytecode --inexact --python $(BIN)/python; \
+	fi
+	@touch $@
+
+repro: $(READY) ## run the whole experiment and print its tables
+	@$(BIN)/permafrost check
+	@PATH="$(CURDIR)/$(BIN):$$PATH" dvc repro
+	@$(BIN)/permafrost track
+	@cat reports/tables.md
+
+test: $(READY) ## run the tests
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -n 2 --dist loadgroup
+
+ui: $(READY) ## compare the runs in MLflow
+	@$(BIN)/permafrost ui
+
+lint: $(READY) ## check style, format and types
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+clean: ## remove the environment
+	rm -rf $(VENV)
