@@ -39,7 +39,7 @@ def store_variant(
     """
     key = variant_key(summary)
     name = os.environ.get("DVC_EXP_NAME")
-    variant = summary["variant"]
+    variant = summary["seeds"][0]
     record = {
         "key": key,
         "name": f"{variant['metric']} {variant['pct']:.0%}" + (f" ({name})" if name else ""),

@@ -24,8 +24,7 @@ def summarise(rows: list[dict[str, Any]], params: Params) -> dict[str, Any]:
     summary: dict[str, Any] = {
         name: asdict(confidence_interval([row[name] for row in rows])) for name in measures
     }
-    variant = {name: rows[0][name] for name in ("strategy", "metric", "pct", "head")}
-    return summary | {"variant": variant, "seeds": rows}
+    return summary | {"seeds": rows}
 
 
 def run() -> None:

@@ -1,0 +1,147 @@
+"""A small project for the tests: a copy of this one, in git, with parameters that take seconds."""
+
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+REPOSITORY = Path(__file__).parent.parent
+
+TINY = {
+    "seeds": [0],
+    "model": {"arch": "vgg11", "width": 0.05},
+    "train": {"epochs": 2},
+    "visualize": {"steps": 2},
+    "rank": {"metrics": ["mse", "random"]},
+    "sweep": {
+        "strategies": ["finetune", "freeze"],
+        "metrics": ["mse"],
+        "pcts": [0.25, 0.5],
+        "workers": 2,
+    },
+    "report": {"pct": 0.5},
+    "runtime": {"threads": 1, "device": "cpu"},
+}
+
+
+class Project:
+    """A copy of the project in a folder of its own.
+
+    Parameters
+    ----------
+    folder : Path
+        Is created.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        listed = subprocess.run(
+            ["git", "ls-files", "-co", "--exclude-standard"],
+            cwd=REPOSITORY,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        for name in listed.stdout.split():
+            source = REPOSITORY / name
+            if source.is_file() and name != "dvc.lock":
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                (folder / name).write_bytes(source.read_bytes())
+        self.change(TINY)
+        self.run("git", "init", "-q", "-b", "main")
+        self.commit("start")
+
+    def commit(self, message: str) -> None:
+        """Commit everything."""
+        self.run("git", "add", "-A")
+        identity = ["-c", "user.name=Test", "-c", "user.email=test@example.org"]
+        self.run("git", *identity, "commit", "-q", "-m", message)
+
+    def change(self, sections: dict[str, Any]) -> None:
+        """Change values in params.yaml."""
+        from ruamel.yaml import YAML
+
+        yaml, path = YAML(), self.folder / "params.yaml"
+        values = yaml.load(path)
+        for name, section in sections.items():
+            if isinstance(section, dict):
+                values.setdefault(name, {}).update(section)
+            else:
+                values[name] = section
+        yaml.dump(values, path)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Return the environment of a shell in which the project's environment is active."""
+        ignored = ("MLFLOW_TRACKING_URI", "PERMAFROST_FRESH", "DVC_ROOT")
+        environment = {name: value for name, value in os.environ.items() if name not in ignored}
+        environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        identity = {"NAME": "Test", "EMAIL": "test@example.org"}
+        for name, value in identity.items():
+            environment[f"GIT_AUTHOR_{name}"] = environment[f"GIT_COMMITTER_{name}"] = value
+        return environment | {"COLUMNS": "200", "DVC_NO_ANALYTICS": "1"}
+
+    def start(self, *command: str, **options: Any) -> subprocess.Popen[str]:
+        """Start a command in the project."""
+        return subprocess.Popen(
+            command,
+            cwd=self.folder,
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            **options,
+        )
+
+    def run(self, *command: str, code: int = 0, **variables: str) -> str:
+        """Run a command in the project and return what it printed."""
+        result = subprocess.run(
+            command,
+            cwd=self.folder,
+            env=self.environment | variables,
+            capture_output=True,
+            text=True,
+            timeout=600,
+        )
+        output = result.stdout + result.stderr
+        assert result.returncode == code, f"{command} exited with {result.returncode}:\n{output}"
+        return output
+
+    def read(self, name: str) -> Any:
+        """Read a JSON file of the project."""
+        return json.loads((self.folder / name).read_text())
+
+    def cells(self) -> set[str]:
+        """Return the keys of all trainings that were finished in the project."""
+        return {path.parent.name for path in self.folder.glob(".permafrost/cells/*/cell.json")}
+
+    def variants(self) -> set[str]:
+        """Return the keys of all variants that were evaluated in the project."""
+        folders = self.folder.glob(".permafrost/variants/*/variant.json")
+        return {path.parent.name for path in folders}
+
+    def runs(self) -> Counter[tuple[str, str]]:
+        """Return how many runs MLflow shows of each key and status."""
+        client = self.client()
+        experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+        runs = client.search_runs(experiments, max_results=1000)
+        return Counter((run.data.tags["key"], run.info.status) for run in runs)
+
+    def client(self) -> Any:
+        """Return an MLflow client of the project's store."""
+        os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+        from mlflow.tracking import MlflowClient
+
+        return MlflowClient(f"sqlite:///{self.folder / 'mlflow.db'}")
+
+    def expected_runs(self) -> Counter[tuple[str, str]]:
+        """Return what MLflow has to show: one finished run for each training and variant."""
+        return Counter({(key, "FINISHED"): 1 for key in self.cells() | self.variants()})
+
+
+def stages_run(output: str) -> list[str]:
+    """Return the stages that DVC ran, by what it printed."""
+    return [line.split("'")[1] for line in output.splitlines() if line.startswith("Running stage")]

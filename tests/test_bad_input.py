@@ -1,0 +1,184 @@
+"""Bad input: one line that says what and where, exit code 2, no traceback, nothing written."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from permafrost.cli import app
+from permafrost.data import cifar
+from project import Project
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    return Project(tmp_path_factory.mktemp("bad") / "permafrost")
+
+
+@pytest.fixture
+def project(original: Project, monkeypatch: pytest.MonkeyPatch) -> Project:
+    original.run("git", "checkout", "-q", "--", ".")
+    monkeypatch.chdir(original.folder)
+    return original
+
+
+def refusal(*command: str) -> str:
+    """Run a command that has to be refused, and return its one line."""
+    before = {path: path.stat().st_mtime_ns for path in Path.cwd().rglob("*") if path.is_file()}
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 2, result.output
+    assert result.output.count("\n") == 1, result.output
+    assert result.output.startswith("permafrost: ")
+    after = {path: path.stat().st_mtime_ns for path in Path.cwd().rglob("*") if path.is_file()}
+    assert after == before
+    return result.output
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"freeze": {"pctt": 0.5}}, ["freeze.pctt", "unknown key", "pct"]),
+        ({"freezer": {}}, ["freezer", "unknown key", "freeze"]),
+        ({"freeze": {"pct": 1.5}}, ["freeze.pct", "1.5", "less than or equal to 1"]),
+        ({"freeze": {"pct": -0.1}}, ["freeze.pct", "-0.1", "greater than or equal to 0"]),
+        ({"freeze": {"pct": "half"}}, ["freeze.pct", "number", "half"]),
+        ({"freeze": {"metric": "nonsense"}}, ["freeze.metric", "nonsense", "mse"]),
+        ({"rank": {"metrics": ["mse", "nonsense"]}}, ["rank.metrics", "nonsense", "pearson"]),
+        ({"rank": {"metrics": ["mse", "no.module:x"]}}, ["rank.metrics", "no.module"]),
+        ({"train": {"epochs": 0}}, ["train.epochs", "0"]),
+        ({"train": {"lr": True}}, ["train.lr", "number", "True"]),
+        ({"model": {"arch": "vgg12"}}, ["model.arch", "vgg12", "vgg16"]),
+        ({"model": {"head": "both"}}, ["model.head", "both", "multi"]),
+        ({"seeds": []}, ["seeds"]),
+        ({"seeds": [1, 1]}, ["seeds", "twice"]),
+        ({"split": {"tasks": 3}}, ["split.classes_per_task", "split.tasks", "10"]),
+        ({"split": {"dataset": "mnist"}}, ["split.dataset", "mnist", "digits"]),
+        ({"split": {"dataset": "image_folder"}}, ["root"]),
+        ({"split": {"dataset": "image_folder", "root": "nowhere"}}, ["split.root", "nowhere"]),
+        ({"split": {"dataset": "cifar100", "root": "params.yaml"}}, ["split.root", "folder"]),
+    ],
+)
+def test_parameters(project: Project, change: dict[str, object], words: list[str]) -> None:
+    project.change(change)
+    line = refusal("check")
+    for word in words:
+        assert word in line, line
+
+
+def test_parameters_are_checked_by_every_stage(project: Project) -> None:
+    project.change({"freeze": {"pct": 1.5}})
+    for stage in (
+        "split",
+        "train_first",
+        "saliency",
+        "visualize",
+        "rank",
+        "freeze",
+        "train_second",
+    ):
+        assert "freeze.pct" in refusal(stage, "--seed", "0")
+    for stage in ("evaluate", "sweep", "report"):
+        assert "freeze.pct" in refusal(stage)
+
+
+@pytest.mark.parametrize(
+    "content", ["", "seeds", "a: b: c", "seeds: [0]\nseeds: [1]\n", "\x00\x01"]
+)
+def test_broken_params_file(project: Project, content: str) -> None:
+    Path("params.yaml").write_text(content)
+    assert "params.yaml" in refusal("check")
+
+
+def test_missing_params_file(project: Project) -> None:
+    Path("params.yaml").unlink()
+    assert "params.yaml: not found" in refusal("check")
+
+
+def test_unknown_profile(project: Project) -> None:
+    assert "demo, paper, photos" in refusal("profile", "papers")
+
+
+def test_copy_without_git(
+    project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(project.folder, tmp_path / "copy", ignore=shutil.ignore_patterns(".git"))
+    monkeypatch.chdir(tmp_path / "copy")
+    assert "git" in refusal("check")
+
+
+def test_outside_of_a_project(
+    project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copy("params.yaml", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    assert "no DVC project" in refusal("check")
+
+
+def test_missing_inputs_of_a_stage(project: Project) -> None:
+    assert "data/tasks/0.safetensors: not found" in refusal("train_first", "--seed", "0")
+
+
+@pytest.fixture
+def photos(project: Project) -> Path:
+    root = project.folder / "data/images"
+    shutil.rmtree(root, ignore_errors=True)
+    for part, count in (("train", 3), ("test", 1)):
+        for name in "abcd":
+            folder = root / part / name
+            folder.mkdir(parents=True)
+            for index in range(count):
+                Image.new("RGB", (40, 36), (10 * index, ord(name), 99)).save(
+                    folder / f"{index}.png"
+                )
+    project.change({"split": {"dataset": "image_folder", "root": "data/images"}})
+    project.change({"split": {"classes_per_task": 2, "validation": 0.0}})
+    return root
+
+
+def test_good_image_folder(photos: Path) -> None:
+    result = CliRunner().invoke(app, ["check"])
+    assert result.exit_code == 0, result.output
+    assert "task 1 a, b: 6 training" in result.output
+
+
+def test_file_that_is_no_image(photos: Path) -> None:
+    (photos / "train/a/notes.txt").write_text("no image")
+    assert "notes.txt" in refusal("check")
+
+
+def test_class_with_too_few_images(photos: Path) -> None:
+    for index in (1, 2):
+        (photos / f"train/b/{index}.png").unlink()
+    line = refusal("check")
+    assert "'b'" in line
+    assert "too few" in line
+
+
+def test_more_classes_than_there_are(project: Project, photos: Path) -> None:
+    project.change({"split": {"classes_per_task": 3}})
+    assert "split.classes_per_task" in refusal("check")
+
+
+def test_altered_archive(project: Project) -> None:
+    folder = project.folder / "data/archives"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "cifar-100-python.tar.gz").write_bytes(b"not the archive")
+    project.change({"split": {"dataset": "cifar100", "root": "data/archives"}})
+    line = refusal("check")
+    assert "cifar-100-python.tar.gz" in line
+    assert "md5" in line
+    shutil.rmtree(folder)
+
+
+def test_download_without_network(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_network(*_: object, **__: object) -> None:
+        raise OSError("Network is unreachable")
+
+    monkeypatch.setattr(cifar, "download_url", no_network)
+    (project.folder / "data").mkdir(exist_ok=True)
+    project.change({"split": {"dataset": "cifar100", "root": "data/archives"}})
+    line = refusal("check")
+    assert "cifar-100-python.tar.gz" in line
+    assert "put it into" in line

@@ -1,0 +1,261 @@
+"""The whole workflow in a copy of the project: DVC, MLflow, kill -9, nothing replaced."""
+
+import os
+import signal
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from project import Project, stages_run
+
+pytestmark = pytest.mark.xdist_group("pipeline")
+
+VARIANT_STAGES = ["freeze@0", "train_second@0", "evaluate", "report"]
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    project = Project(tmp_path_factory.mktemp("project") / "permafrost")
+    project.run("dvc", "repro")
+    return project
+
+
+@pytest.fixture(autouse=True)
+def _one_run_for_each_training(project: Project) -> Iterator[None]:
+    yield
+    assert project.runs() == project.expected_runs()
+
+
+def wait_for(condition: Callable[[], bool], seconds: float, what: str) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, f"{what} did not happen in {seconds} s"
+        time.sleep(0.1)
+
+
+def test_repro_writes_results_and_pictures(project: Project) -> None:
+    rows = project.read("metrics/sweep.json")
+    assert [(row["strategy"], row["pct"]) for row in rows] == [
+        ("finetune", None),
+        ("freeze", 0.25),
+        ("freeze", 0.5),
+    ]
+    for row in rows:
+        assert row["status"] == "done"
+        assert row["acc_task1"] == row["R"][2][0]
+        assert row["forgetting"] == row["R"][1][0] - row["R"][2][0]
+    # The variant and the sweep's cell of the same name are one training.
+    variant = project.read("metrics/variant.json")
+    assert variant["seeds"][0] == rows[1]
+    assert variant["acc_task1"] == {"mean": rows[1]["acc_task1"], "low": None, "high": None}
+    assert len(project.cells()) == 4  # the first task, fine-tuning, 25% and 50%
+
+    tables = (project.folder / "reports/tables.md").read_text()
+    assert f"| 25% | {100 * rows[1]['acc_task1']:.1f} |" in tables
+    timings = project.read("reports/timings.json")
+    assert set(timings["stages"]) >= {"split@0", "train_first@0", "sweep"}
+    pictures = {str(path.relative_to(project.folder)) for path in project.folder.rglob("*.png")}
+    assert {"reports/saliency/0.png", "reports/rank/0.png", "reports/kept_and_learned.png"} <= (
+        pictures
+    )
+    layers = sorted((project.folder / "reports/visualize/0").glob("*.png"))
+    assert len(layers) == 8  # VGG11's convolutions
+
+
+def test_mlflow_holds_parameters_curves_and_pictures(project: Project) -> None:
+    client, row = project.client(), project.read("metrics/variant.json")["seeds"][0]
+    names = {
+        experiment.name: experiment.experiment_id for experiment in client.search_experiments()
+    }
+    (run,) = client.search_runs([names["permafrost"]], f"tags.key = '{row['key']}'")
+    shown = {"strategy": "freeze", "metric": "mse", "pct": "0.25", "seed": "0", "head": "shared"}
+    assert shown.items() <= run.data.params.items()
+    assert {"dataset": "digits", "model.arch": "vgg11"}.items() <= run.data.params.items()
+    for name in ("acc_task1", "acc_task2", "acc_mean", "forgetting"):
+        assert run.data.metrics[name] == pytest.approx(row[name])
+    curve = client.get_metric_history(run.info.run_id, "epoch_acc_task1")
+    assert [point.step for point in curve] == [1, 2]
+    assert curve[-1].value == pytest.approx(row["acc_task1"])
+
+    (variant,) = client.search_runs([names["permafrost-variants"]])
+    artifacts = {entry.path for entry in client.list_artifacts(variant.info.run_id)}
+    assert artifacts == {"filters", "kept_and_learned.png", "rank", "saliency", "tables.md"}
+
+
+def test_repro_again_does_nothing(project: Project) -> None:
+    output = project.run("dvc", "repro")
+    assert stages_run(output) == []
+    assert "up to date" in output
+    assert project.run("git", "status", "--porcelain").split() == ["??", "dvc.lock"]
+
+
+def test_exp_run_reruns_only_what_reads_the_parameter(project: Project) -> None:
+    before = project.cells()
+    output = project.run("dvc", "exp", "run", "-S", "freeze.pct=0.5")
+    assert stages_run(output) == VARIANT_STAGES
+    assert project.cells() == before  # the sweep has trained it already
+    frozen = project.read("models/freeze/0.json")
+    assert frozen["pct"] == 0.5
+    for layer in frozen["layers"].values():
+        assert len(layer["frozen"]) == int(layer["filters"] / 2 + 0.5)
+
+
+def test_exp_run_in_a_temporary_copy(project: Project) -> None:
+    before, cells = project.read("metrics/variant.json"), project.cells()
+    output = project.run("dvc", "exp", "run", "--temp", "-S", "freeze.pct=0.75")
+    assert stages_run(output) == VARIANT_STAGES
+    assert project.read("metrics/variant.json") == before  # the workspace stays
+    assert len(project.cells() - cells) == 1
+    assert project.run("git", "status", "--porcelain").split() == [
+        "M",
+        "params.yaml",
+        "??",
+        "dvc.lock",
+    ]
+
+
+def test_queue(project: Project) -> None:
+    cells = project.cells()
+    project.run("dvc", "exp", "run", "--queue", "-S", "freeze.pct=0.1,0.9")
+    project.run("dvc", "queue", "start")
+    wait_for(lambda: project.run("dvc", "queue", "status").count("Success") == 2, 300, "the queue")
+    assert len(project.cells() - cells) == 2
+    shown = project.run("dvc", "exp", "show", "--csv")
+    assert {"0.1", "0.9"} <= set(shown.replace("\n", ",").split(","))
+
+
+def test_dvc_shows_something_to_read(project: Project) -> None:
+    assert "acc_task1" in project.run("dvc", "metrics", "show")
+    assert "freeze.pct" in project.run("dvc", "params", "diff")
+    page = project.run("dvc", "plots", "show").strip().splitlines()[-1]
+    text = Path(page.removeprefix("file://")).read_text()
+    assert "Accuracy after each epoch" in text
+    assert "kept_task1" in text
+
+
+def test_forced_repro_trains_nothing_twice(project: Project) -> None:
+    cells = {path: path.stat().st_mtime_ns for path in project.folder.glob(".permafrost/cells/*/*")}
+    output = project.run("dvc", "repro", "-f", "--single-item", "train_second@0", "sweep")
+    assert stages_run(output) == ["train_second@0", "sweep"]
+    again = {path: path.stat().st_mtime_ns for path in project.folder.glob(".permafrost/cells/*/*")}
+    assert cells == again
+
+
+def test_fresh_rebuild_gives_the_same_bits(project: Project) -> None:
+    path = project.folder / "models/train_second/0.safetensors"
+    before = path.read_bytes()
+    record = project.read("metrics/train_second/0.json")
+    cell = project.folder / ".permafrost/cells" / record["key"] / "cell.json"
+    written = cell.stat().st_mtime_ns
+    project.run("dvc", "repro", "-f", "--single-item", "train_second@0", PERMAFROST_FRESH="1")
+    assert cell.stat().st_mtime_ns > written
+    assert path.read_bytes() == before
+    assert project.read("metrics/train_second/0.json") == record
+
+
+def test_track_after_the_run_cache_restored_stages(project: Project) -> None:
+    for path in project.folder.glob("mlflow.db*"):
+        path.unlink()
+    output = project.run("dvc", "exp", "run", "-S", "freeze.pct=0.25")
+    assert "train_second@0" not in stages_run(output)
+    project.run("permafrost", "track")
+    assert project.runs() == project.expected_runs()
+    assert "0 runs written" in project.run("permafrost", "track")
+
+
+def test_killed_training_resumes(project: Project) -> None:
+    project.change({"train": {"epochs": 40}})
+    cells = project.cells()
+    command = ("permafrost", "train_first", "--seed", "0")
+    process = project.start(*command, start_new_session=True)
+    store = project.folder / ".permafrost/cells"
+
+    def begun() -> bool:
+        return any(path.parent.name not in cells for path in store.glob("*/checkpoint.safetensors"))
+
+    wait_for(begun, 120, "the first checkpoint")
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert project.cells() == cells  # it was killed in the middle
+    assert [status for _, status in project.runs() - project.expected_runs()] == ["RUNNING"]
+    project.run("permafrost", "track")
+    assert project.runs() == project.expected_runs()
+
+    project.run(*command)
+    (key,) = project.cells() - cells
+    record = project.read(f".permafrost/cells/{key}/cell.json")["record"]
+    assert [row["epoch"] for row in record["history"]] == list(range(1, 41))
+    resumed = (store / key / "model.safetensors").read_bytes()
+    project.run(*command, PERMAFROST_FRESH="1")
+    assert (store / key / "model.safetensors").read_bytes() == resumed
+    project.change({"train": {"epochs": 2}})
+
+
+def test_metric_of_ones_own(project: Project) -> None:
+    own = "custom.centre_distance:centre_distance"
+    project.run(
+        "dvc",
+        "exp",
+        "run",
+        "-S",
+        f"rank.metrics=[mse,random,'{own}']",
+        "-S",
+        f"freeze.metric={own}",
+    )
+    (row,) = project.read("metrics/variant.json")["seeds"]
+    assert row["metric"] == own
+
+
+def test_damaged_artifacts_are_refused(project: Project) -> None:
+    path = project.folder / "models/train_first/0.safetensors"
+    whole = path.read_bytes()
+    path.chmod(0o644)
+    path.write_bytes(whole[: len(whole) // 2])
+    output = project.run("permafrost", "saliency", "--seed", "0", code=2)
+    assert output.count("\n") == 1
+    assert "models/train_first/0.safetensors" in output
+    path.write_bytes(whole)
+
+
+def test_gc_deletes_only_unused_trainings(project: Project) -> None:
+    used = {row["key"] for row in project.read("metrics/sweep.json")}
+    used |= {
+        project.read(f"metrics/{stage}/0.json")["key"] for stage in ("train_first", "train_second")
+    }
+    runs = project.runs()
+    project.run("permafrost", "gc", "--yes")
+    assert project.cells() == used
+    assert project.runs() == runs  # MLflow keeps their runs
+    for key in {key for key, _ in runs} - used - project.variants():
+        project.client().delete_run(
+            project.client()
+            .search_runs(
+                [e.experiment_id for e in project.client().search_experiments()],
+                f"tags.key = '{key}'",
+            )[0]
+            .info.run_id
+        )
+
+
+def test_ui_opens_on_the_right_store(project: Project) -> None:
+    process = project.start("permafrost", "ui", "--port", "5917", start_new_session=True)
+
+    def answers() -> bool:
+        try:
+            with urllib.request.urlopen("http://127.0.0.1:5917/health", timeout=2) as answer:
+                return bool(answer.status == 200)
+        except OSError:
+            return False
+
+    try:
+        wait_for(answers, 120, "the UI's start")
+        url = "http://127.0.0.1:5917/api/2.0/mlflow/experiments/get-by-name?experiment_name=permafrost"
+        with urllib.request.urlopen(url) as answer:
+            assert str(project.folder / "mlruns") in answer.read().decode()
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        output, _ = process.communicate(timeout=30)
+    assert "http://127.0.0.1:5917/#/experiments/" in output

@@ -1,0 +1,259 @@
+"""Strategies: what each of them moves, and the rows of R that it fills."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from permafrost.strategies import (
+    STRATEGIES,
+    Finetune,
+    Freeze,
+    Joint,
+    Learner,
+    LinearProbe,
+    Progress,
+    learner,
+    reranking,
+)
+from permafrost.strategies.joint import union
+from permafrost.training import TrainingConfig
+
+CPU = torch.device("cpu")
+HEADS = ["shared", "multi", "expanding"]
+
+
+def half_masks(network, learned):
+    return {
+        name: torch.arange(layer.out_channels) % 2 == 0
+        for name, layer in network.named_modules()
+        if isinstance(layer, nn.Conv2d)
+    }
+
+
+@pytest.fixture
+def run(make_network, make_sequence):
+    """Return a function that learns three tasks, from an untrained network on."""
+
+    def run(strategy, tasks=3, width=0.05, lr=0.01, epochs=1, **options):
+        network = make_network(tasks=tasks, width=width)
+        config = TrainingConfig(epochs=epochs, lr=lr, batch_size=4, padding=0)
+        sequence = make_sequence(tasks=tasks)
+        learner = Learner(sequence, config, head=strategy.head, seed=0, device=CPU, **options)
+        progress = Progress(0, [learner.measure(network, 0)])
+        if strategy.sequential:
+            while progress.learned < tasks:
+                learner.learn_task(network, strategy, progress)
+        else:
+            learner.learn_jointly(network, strategy, progress)
+        return network, progress
+
+    return run
+
+
+def make_strategy(name, head):
+    return {
+        "finetune": Finetune(head),
+        "freeze": Freeze(head, half_masks),
+        "linear_probe": LinearProbe(head),
+        "joint": Joint(head),
+    }[name]
+
+
+def test_every_strategy_is_tested():
+    for name, strategy in STRATEGIES.items():
+        assert type(make_strategy(name, "shared")) is strategy
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("name", list(STRATEGIES))
+def test_rows_of_r(run, name, head):
+    _, progress = run(make_strategy(name, head))
+    known = [None if row is None else [entry is not None for entry in row] for row in progress.rows]
+    whole = [True] * 3
+    if head == "expanding":  # before a task is learned, there is no output for its classes
+        expected = [[True, False, False], [True, False, False], [True, True, False], whole]
+    else:
+        expected = [whole] * 4
+    if name == "joint":
+        expected[1:3] = [None, None]
+    assert known == expected
+    assert progress.learned == 3
+    assert progress.training.epoch == 0
+    for row in progress.rows:
+        for entry in row or []:
+            if entry is not None:
+                assert len(entry.per_class) == 2
+                assert entry.overall == pytest.approx(sum(entry.per_class) / 2)
+
+
+def test_the_curve_measures_every_task_or_the_first_few(run):
+    _, progress = run(Finetune("multi"))
+    assert [row["task"] for row in progress.history] == [1, 2, 3]
+    for row, measured in zip(progress.history, progress.rows[1:], strict=True):
+        assert [row[f"acc_task{task}"] for task in (1, 2, 3)] == [a.overall for a in measured]
+    _, progress = run(Finetune("multi"), curve_tasks=1)
+    assert "acc_task1" in progress.history[0]
+    assert "acc_task2" not in progress.history[0]
+
+
+def test_fine_tuning_moves_every_layer(run, make_network):
+    before, (network, _) = make_network(tasks=3).state_dict(), run(Finetune("multi"))
+    assert all(not torch.equal(before[name], v) for name, v in network.state_dict().items())
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_each_task_is_answered_by_the_outputs_that_were_trained_on_it(run, head):
+    _, progress = run(Finetune(head), tasks=2, width=0.1, lr=0.02, epochs=6)
+    assert progress.rows[1][0].overall == 1
+    assert progress.rows[2][1].overall == 1
+    assert progress.history[-1]["train_accuracy"] == 1
+
+
+@pytest.mark.parametrize(
+    ("head", "labels", "outputs"),
+    [
+        ("shared", [{0, 1}] * 3, [2, 2, 2]),
+        ("multi", [{0, 1}] * 3, [2, 2, 2]),
+        ("expanding", [{0, 1}, {2, 3}, {4, 5}], [2, 4, 6]),
+    ],
+)
+def test_labels_and_outputs_of_each_task(run, monkeypatch, head, labels, outputs):
+    seen = []
+
+    def fit(model, batches, config, **options):
+        images, _ = next(batches.ordered(2))
+        seen.append((set(batches.labels.tolist()), model(images).shape[1]))
+        return []
+
+    monkeypatch.setattr(learner, "fit", fit)
+    run(Finetune(head))
+    assert [entry[0] for entry in seen] == labels
+    assert [entry[1] for entry in seen] == outputs
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_linear_probe_leaves_every_feature_alone(run, make_network, head):
+    before = make_network(tasks=3)
+    network, _ = run(LinearProbe(head), lr=0.1)
+    for name, value in before.features.state_dict().items():
+        if not name.endswith("num_batches_tracked"):
+            assert torch.equal(value, network.features.state_dict()[name]), name
+    assert not torch.equal(before.heads[0].weight, network.heads[0].weight)
+
+
+def test_freeze_asks_for_masks_before_every_further_task(run):
+    asked, before = [], []
+
+    def masks(network, learned):
+        asked.append(learned)
+        before.append(copy.deepcopy(network.state_dict()))
+        # Another half each time: what was frozen may move again.
+        return {name: mask ^ (learned == 2) for name, mask in half_masks(network, 0).items()}
+
+    network, _ = run(Freeze("shared", masks))
+    assert asked == [0, 1, 2]  # `run` learns the first task with the strategy too
+    first, second, last = before[1], before[2], network.state_dict()
+    for name, mask in half_masks(network, 0).items():
+        for part in ("weight", "bias"):
+            one, two, three = (state[f"{name}.{part}"] for state in (first, second, last))
+            assert torch.equal(one[mask], two[mask])
+            assert torch.equal(two[~mask], three[~mask])
+            assert not torch.equal(one[~mask], two[~mask])
+            assert not torch.equal(two[mask], three[mask])
+
+
+@pytest.mark.parametrize(("mode", "moves"), [("full", False), ("affine", False), ("none", True)])
+def test_freeze_hands_its_batch_norm_mode_on(run, make_network, mode, moves):
+    before = make_network(tasks=3).features[1]
+    network, _ = run(Freeze("shared", half_masks, mode))
+    after = network.features[1]
+    assert (before.weight[0] != after.weight[0]).item() == moves
+    assert (before.running_mean[0] != after.running_mean[0]).item() == (mode != "full")
+
+
+def test_union_numbers_the_classes_through(make_sequence):
+    tasks = make_sequence(tasks=3).tasks
+    whole = union(tasks)
+    assert whole.labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4 + [3] * 4 + [4] * 4 + [5] * 4
+    assert torch.equal(whole.images[8:16], tasks[1].train.images)
+
+
+def test_joint_answers_each_image_by_its_own_head():
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(7, 6, generator=generator)  # three tasks of two classes
+    labels = torch.tensor([5, 0, 3, 2, 1, 4, 4])
+    chosen, own = Joint("multi").answer(logits, labels, 2)
+    for index, label in enumerate(labels.tolist()):
+        task = label // 2
+        assert torch.equal(chosen[index], logits[index, 2 * task : 2 * task + 2])
+        assert own[index] == label - 2 * task
+    whole, same = Joint("expanding").answer(logits, labels, 2)
+    assert whole is logits
+    assert same is labels
+    shared, folded = Joint("shared").answer(logits[:, :2], labels, 2)
+    assert torch.equal(shared, logits[:, :2])
+    assert folded.tolist() == [1, 0, 1, 0, 1, 0, 0]
+
+
+def test_joint_loss_is_the_mean_of_each_heads_own(make_network):
+    network = make_network(tasks=2).eval()
+    for head in network.heads:
+        nn.init.normal_(head.weight)
+    images, labels = torch.randn(4, 3, 32, 32), torch.tensor([0, 3, 1, 2])
+    joint = Joint("multi")
+    loss = F.cross_entropy(*joint.answer(joint.view(network)(images), labels, 2))
+    naive = [
+        F.cross_entropy(
+            network.view("multi", label // 2, 2)(image[None]), torch.tensor([label % 2])
+        )
+        for image, label in zip(images, labels.tolist(), strict=True)
+    ]
+    torch.testing.assert_close(loss, torch.stack(naive).mean())
+
+
+@pytest.mark.parametrize(("head", "moving"), [("shared", [0]), ("multi", [0, 1, 2])])
+def test_joint_trains_the_heads_that_answer(run, make_network, head, moving):
+    before = make_network(tasks=3).heads
+    network, _ = run(Joint(head))
+    moved = [
+        not torch.equal(a.weight, b.weight) for a, b in zip(before, network.heads, strict=True)
+    ]
+    assert moved == [index in moving for index in range(3)]
+
+
+def test_joint_passes_multiply_the_epochs(run):
+    for passes in (1, 3):
+        _, progress = run(Joint("expanding", passes))
+        assert [row["epoch"] for row in progress.history] == list(range(1, passes + 1))
+        assert {row["task"] for row in progress.history} == {3}
+        assert set(progress.history[-1]) >= {"acc_task1", "acc_task2", "acc_task3"}
+
+
+def test_reranking_orders_every_layer(make_network, make_sequence):
+    from permafrost.data import Batches
+
+    network, sequence = make_network(width=0.01), make_sequence()
+    batches = Batches(sequence.tasks[0].train, sequence.normalization, CPU)
+    config = reranking.ExplainConfig(steps=1)
+    before = copy.deepcopy(network.state_dict())
+
+    def rank(criterion, config=config, seed=0):
+        view = network.view("shared", 0, 1)
+        return reranking.rank_network(
+            view, batches, 2, sequence.normalization, criterion, config, seed
+        )
+
+    for criterion in ("mse", "magnitude"):
+        orders = rank(criterion)
+        assert list(orders) == list(half_masks(network.view("shared", 0, 1), 0))
+        for name, order in orders.items():
+            filters = network.view("shared", 0, 1).get_submodule(name).out_channels
+            assert order.sort().values.tolist() == list(range(filters))
+    weights = network.features[18].weight.detach().flatten(1).abs().sum(1)
+    assert rank("magnitude")["features.18"][0] == weights.argmax()
+    worst_first = rank("magnitude", reranking.ExplainConfig(steps=1, reverse=True))
+    assert worst_first["features.18"][-1] == weights.argmax()
+    assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())

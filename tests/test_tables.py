@@ -1,0 +1,67 @@
+"""Tables: numbers in percent, groups in order, and cells that cannot break out of the table."""
+
+from permafrost.evaluation import Interval
+from permafrost.tables import accuracy_table, groups, markdown, measure, percent
+
+
+def test_percent():
+    assert percent(Interval(0.712, 0.64, 0.784)) == "71.2 (64.0 to 78.4)"
+    assert percent(Interval(-0.0251, -0.1, 0.05)) == "-2.5 (-10.0 to 5.0)"
+    assert percent(Interval(0.5, None, None)) == "50.0"
+    assert percent(Interval(0.0, 0.0, 0.0)) == "0.0 (0.0 to 0.0)"
+    assert percent(None) == "–"
+
+
+def test_measure():
+    rows = [{"acc": 0.2, "bwt": None}, {"acc": 0.4}, {"acc": 0.0}]
+    interval = measure(rows, "acc")
+    assert round(interval.mean, 12) == 0.2
+    assert interval.low < 0.2 < interval.high
+    assert measure(rows, "bwt") is None
+    assert measure([], "acc") is None
+    assert measure([{"acc": 0.0}], "acc") == Interval(0.0, None, None)
+
+
+def test_groups_keep_the_order_of_their_first_rows():
+    rows = [
+        {"strategy": "freeze", "pct": 0.5, "seed": 0},
+        {"strategy": "finetune", "pct": None, "seed": 0},
+        {"strategy": "freeze", "pct": 0.25, "seed": 0},
+        {"strategy": "freeze", "pct": 0.5, "seed": 1},
+    ]
+    assert groups(rows, "strategy", "pct") == [
+        ({"strategy": "freeze", "pct": 0.5}, [rows[0], rows[3]]),
+        ({"strategy": "finetune", "pct": None}, [rows[1]]),
+        ({"strategy": "freeze", "pct": 0.25}, [rows[2]]),
+    ]
+    assert groups([], "strategy") == []
+
+
+def test_markdown():
+    assert markdown(["a", "b"], [["1", "2"], ["3", "4"]]) == (
+        "| a | b |\n| --- | --- |\n| 1 | 2 |\n| 3 | 4 |"
+    )
+
+
+def test_markdown_is_escaped():
+    table = markdown(["<script>alert('x')</script>"], [["a|b"], ["&lt;\nnew | line"]])
+    assert "<" not in table
+    assert "&lt;script&gt;alert('x')&lt;/script&gt;" in table
+    lines = table.splitlines()
+    assert len(lines) == 4
+    assert lines[2] == "| a&#124;b |"
+    assert lines[3] == "| &amp;lt; new &#124; line |"
+
+
+def test_accuracy_table():
+    row = {"acc_task1": 0.25, "acc_task2": 0.5, "acc_mean": 0.375, "forgetting": None}
+    table = accuracy_table(["metric"], [(["mse"], [row]), (["random"], [])], 2)
+    assert table.splitlines() == [
+        "| metric | task 1 | task 2 | mean | forgetting |",
+        "| --- | --- | --- | --- | --- |",
+        "| mse | 25.0 | 50.0 | 37.5 | – |",
+        "| random | – | – | – | – |",
+    ]
+    table = accuracy_table(["metric"], [(["mse"], [row])], 2, lambda first: [*first, "39.2"])
+    assert table.splitlines()[0].endswith("| seed: task 1 | seed: task 2 |")
+    assert table.splitlines()[2].endswith("| – | mse | 39.2 |")
