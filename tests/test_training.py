@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from permafrost.data import Batches
 from permafrost.freezing import frozen_filters
-from permafrost.strategies import Freeze, Learner, Progress
+from permafrost.strategies import Finetune, Freeze, Learner, Progress
 from permafrost.training import TrainingConfig, TrainingDiverged, build_optimizer, fit
 
 CPU = torch.device("cpu")
@@ -160,6 +160,18 @@ def test_a_sequence_resumes_in_its_third_task(make_network, make_sequence, same_
         (3, 1),
         (3, 2),
     ]
+
+
+def test_the_start_of_a_task_is_kept_while_the_weights_move(make_network, make_sequence, same_bits):
+    config = TrainingConfig(epochs=2, lr=0.01, batch_size=4)
+    learner = Learner(make_sequence(), config, head="multi", seed=0, device=CPU)
+    network, before = make_network(), make_network().state_dict()
+
+    def check(progress):
+        assert same_bits(progress.start, before)
+        assert not same_bits(network.state_dict(), before)
+
+    learner.learn_task(network, Finetune("multi"), Progress(1, []), check)
 
 
 def test_divergence_names_the_step_and_the_learning_rate(make_network, make_batches):

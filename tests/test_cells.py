@@ -1,0 +1,666 @@
+"""Cells: trained once, resumed to the same bits, and keyed by all that they depend on."""
+
+import dataclasses
+import json
+import multiprocessing
+import shutil
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+
+import permafrost
+from permafrost import cells, experiment
+from permafrost.artifacts import file_digest, save_json, save_tasks, save_tensors
+from permafrost.cells import CellRequest, CellStore, code_digest, machine, run_record
+from permafrost.errors import InputError
+from permafrost.experiment import (
+    CellInputs,
+    CellSpec,
+    frozen_masks,
+    new_network,
+    sweep_cells,
+    train_cell,
+    train_first_task,
+)
+from permafrost.params import Params
+from permafrost.strategies import Progress
+
+CPU = torch.device("cpu")
+
+
+class FakeTracker:
+    """Notes what MLflow would be told."""
+
+    def __init__(self):
+        self.runs = []
+
+    @contextmanager
+    def live(self, record):
+        run = FakeRun(record)
+        self.runs.append(run)
+        yield run
+
+
+class FakeRun:
+    def __init__(self, record):
+        self.record, self.steps, self.result = record, [], None
+
+    def log(self, rows):
+        self.steps += [row["step"] for row in rows]
+
+    def finish(self, record):
+        self.result = record
+
+
+@pytest.fixture
+def make_store(tmp_path, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.delenv("PERMAFROST_FRESH", raising=False)
+
+    def build(name="project"):
+        store = CellStore(tmp_path / name)
+        store.tracker = FakeTracker()
+        return store
+
+    return build
+
+
+@pytest.fixture
+def store(make_store):
+    return make_store()
+
+
+def make_params(**sections):
+    values = {
+        "seeds": [0],
+        "split": {"classes_per_task": 2},
+        "model": {"arch": "vgg11", "width": 0.05},
+        "train": {"epochs": 2, "lr": 0.01, "batch_size": 4},
+    }
+    for name, section in sections.items():
+        old = values.get(name)
+        values[name] = {**old, **section} if isinstance(old, dict) else section
+    return Params.model_validate(values)
+
+
+@pytest.fixture
+def inputs(make_sequence):
+    first = new_network(make_params(), 0).state_dict()
+    return CellInputs(make_sequence(), "tasks", first, "first")
+
+
+def make_orders(params=None):
+    network = new_network(params or make_params(), 0)
+    return {
+        f"features.{index}": torch.arange(layer.out_channels).flip(0)
+        for index, layer in enumerate(network.features)
+        if isinstance(layer, torch.nn.Conv2d)
+    }
+
+
+MASKS = frozen_masks(make_orders(), 0.5)
+FREEZE = CellSpec("freeze", 0, "shared", "mse", 0.5)
+FINETUNE = CellSpec("finetune", 0, "shared")
+
+
+def as_json(record):
+    return json.loads(json.dumps(record))
+
+
+def never(progress, on_epoch):
+    raise AssertionError("trained again")
+
+
+REQUEST = CellRequest("cell", "a cell", {"seed": 0}, {"seed": 0})
+
+
+def trivial(progress, on_epoch):
+    return {"row": {"acc": 0.5}}, {"weight": torch.ones(3)}
+
+
+# The store, with a training that does nothing.
+
+
+def test_a_cell_is_trained_once(store):
+    record = store.obtain(REQUEST, trivial)
+    assert record == {
+        "key": REQUEST.key,
+        "kind": "cell",
+        "name": "a cell",
+        "params": {"seed": 0},
+        "row": {"acc": 0.5},
+    }
+    assert store.obtain(REQUEST, never) == record
+    assert store.load(REQUEST.key) == record
+    assert store.records() == [record]
+    assert store.stored_keys() == [REQUEST.key]
+    assert store.seconds(REQUEST.key) >= 0
+    assert store.model_path(REQUEST.key).exists()
+    assert len(store.tracker.runs) == 1
+    assert store.tracker.runs[0].result == run_record(record)
+
+
+def test_an_unknown_cell(store):
+    assert store.load("0" * 32) is None
+    assert store.records() == store.stored_keys() == []
+    assert not store.is_active("0" * 32)
+
+
+def test_fresh_ignores_what_is_stored(store, monkeypatch):
+    store.obtain(REQUEST, trivial)
+    monkeypatch.setenv("PERMAFROST_FRESH", "1")
+    given = []
+
+    def other(progress, on_epoch):
+        given.append(progress)
+        return {"row": {"acc": 0.75}}, {"weight": torch.zeros(3)}
+
+    assert store.obtain(REQUEST, other)["row"] == {"acc": 0.75}
+    monkeypatch.delenv("PERMAFROST_FRESH")
+    assert given == [None]
+    assert store.obtain(REQUEST, never)["row"] == {"acc": 0.75}
+
+
+def test_fresh_ignores_a_checkpoint_too(store, monkeypatch):
+    def killed(progress, on_epoch):
+        on_epoch(Progress(1, []))
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        store.obtain(REQUEST, killed)
+    monkeypatch.setenv("PERMAFROST_FRESH", "1")
+    given = []
+    store.obtain(REQUEST, lambda progress, on_epoch: (given.append(progress), trivial(0, 0))[1])
+    assert given == [None]
+
+
+@pytest.mark.parametrize("damage", ["truncated", "altered", "missing"])
+def test_damaged_weights_are_refused_by_name(store, damage):
+    store.obtain(REQUEST, trivial)
+    path = store.model_path(REQUEST.key)
+    content = bytearray(path.read_bytes())
+    if damage == "missing":
+        path.unlink()
+    else:
+        content[-1] ^= 1
+        path.write_bytes(content[:-1] if damage == "truncated" else content)
+    with pytest.raises(InputError, match=str(path)) as caught:
+        store.obtain(REQUEST, never)
+    assert "not what was written" in str(caught.value)
+
+
+def test_a_damaged_record_and_a_damaged_checkpoint_are_refused_by_name(store):
+    store.obtain(REQUEST, trivial)
+    path = store.folder / REQUEST.key / "cell.json"
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(InputError, match=str(path)):
+        store.obtain(REQUEST, never)
+    path.unlink()
+    checkpoint = path.with_name("checkpoint.safetensors")
+    checkpoint.write_bytes(b"nothing")
+    with pytest.raises(InputError, match=str(checkpoint)):
+        store.obtain(REQUEST, never)
+
+
+def test_a_cell_without_its_record_is_not_whole(store):
+    """The record is written last; a training killed just before it is not taken for done."""
+    store.obtain(REQUEST, trivial)
+    (store.folder / REQUEST.key / "cell.json").unlink()
+    assert store.load(REQUEST.key) is None
+    assert store.records() == []
+    assert store.stored_keys() == [REQUEST.key]
+
+
+def test_the_record_is_written_last(store, monkeypatch):
+    monkeypatch.setattr(cells, "save_tensors", lambda *arguments: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        store.obtain(REQUEST, trivial)
+    assert store.load(REQUEST.key) is None
+
+
+def test_delete(store):
+    other = dataclasses.replace(REQUEST, identity={"seed": 1})
+    store.obtain(REQUEST, trivial)
+    store.obtain(other, trivial)
+    folder = store.folder / REQUEST.key
+    size = sum(path.stat().st_size for path in folder.iterdir())
+    assert store.delete([REQUEST.key]) == size > 0
+    assert not folder.exists()
+    assert store.stored_keys() == [other.key]
+    assert store.load(other.key) is not None
+
+
+def train_until_told(store, started, go_on):
+    """In another process: hold a cell."""
+
+    def train(progress, on_epoch):
+        started.set()
+        go_on.wait(30)
+        return trivial(progress, on_epoch)
+
+    store.obtain(REQUEST, train)
+
+
+def test_a_cell_that_another_process_trains(store):
+    context = multiprocessing.get_context("fork")
+    started, go_on = context.Event(), context.Event()
+    process = context.Process(target=train_until_told, args=(store, started, go_on))
+    process.start()
+    try:
+        assert started.wait(30)
+        assert store.is_active(REQUEST.key)
+        assert not store.is_active("0" * 32)
+        (store.folder / REQUEST.key).mkdir(parents=True)
+        assert store.delete([REQUEST.key]) == 0
+        assert store.stored_keys() == [REQUEST.key]
+        go_on.set()
+        # It waits for the other process and takes what that one stored.
+        assert store.obtain(REQUEST, never)["row"] == {"acc": 0.5}
+        assert not store.is_active(REQUEST.key)
+    finally:
+        go_on.set()
+        process.join(30)
+    assert process.exitcode == 0
+
+
+def test_a_failed_training_lets_go_of_its_cell(store):
+    with pytest.raises(ZeroDivisionError):
+        store.obtain(REQUEST, lambda progress, on_epoch: 1 / 0)
+    assert not store.is_active(REQUEST.key)
+    assert store.tracker.runs[0].result is None
+    assert store.obtain(REQUEST, trivial)["row"] == {"acc": 0.5}
+
+
+# The store, with trainings.
+
+
+@pytest.mark.parametrize("spec", [FREEZE, CellSpec("joint", 0, "multi", passes=2)])
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_a_killed_cell_goes_on_to_the_same_bits(make_store, inputs, spec, optimizer):
+    params = make_params(train={"optimizer": optimizer})
+    masks = MASKS if spec.metric else None
+    whole, killed = make_store("whole"), make_store("killed")
+    record = train_cell(whole, params, spec, inputs, masks, CPU)
+    epochs = []
+
+    def kill(progress):
+        epochs.append(progress.training.epoch)
+        if epochs == [1]:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_cell(killed, params, spec, inputs, masks, CPU, kill)
+    folder = killed.folder / record["key"]
+    assert [path.name for path in folder.iterdir()] == ["checkpoint.safetensors"]
+    assert killed.load(record["key"]) is None
+    again = train_cell(killed, params, spec, inputs, masks, CPU, kill)
+    assert epochs == list(range(1, 2 * (spec.passes or 1) + 1))  # no epoch twice
+    assert as_json(again) == as_json(record)
+    key = record["key"]
+    assert file_digest(killed.model_path(key)) == file_digest(whole.model_path(key))
+    assert sorted(path.name for path in folder.iterdir()) == ["cell.json", "model.safetensors"]
+    # The second run of the tracker holds the whole curve, each epoch once.
+    first, second = killed.tracker.runs
+    assert (first.steps, first.result) == ([1], None)
+    assert second.steps == epochs
+    assert second.result == whole.tracker.runs[0].result
+
+
+def test_the_training_is_given_its_progress(store, inputs):
+    """What a checkpoint holds comes back: rows, weights, history, matrix."""
+    from permafrost.evaluation import Accuracy
+    from permafrost.training import TrainingState
+
+    progress = Progress(
+        learned=2,
+        rows=[None, [Accuracy(0.5, (0.25, 0.75)), None]],
+        start={"a/b": torch.ones(2)},
+        training=TrainingState(3, {"model/a": torch.arange(3)}, [{"epoch": 3, "loss": 0.1}]),
+        history=[{"task": 2, "epoch": 1}],
+    )
+    given = []
+
+    def train(known, on_epoch):
+        given.append(known)
+        if known is None:
+            on_epoch(progress)
+            raise RuntimeError("killed")
+        return trivial(known, on_epoch)
+
+    with pytest.raises(RuntimeError, match="killed"):
+        store.obtain(REQUEST, train)
+    store.obtain(REQUEST, train)
+    none, known = given
+    assert none is None
+    assert (known.learned, known.rows, known.history) == (2, progress.rows, progress.history)
+    assert (known.training.epoch, known.training.history) == (3, progress.training.history)
+    assert torch.equal(known.start["a/b"], torch.ones(2))
+    assert torch.equal(known.training.tensors["model/a"], torch.arange(3))
+
+
+def test_the_record_of_a_cell(store, inputs):
+    params = make_params()
+    record = train_cell(store, params, FREEZE, inputs, MASKS, CPU)
+    assert as_json(store.load(record["key"])) == as_json(record)
+    row = record["row"]
+    assert len(row["R"]) == 3
+    assert [row["acc_task1"], row["acc_task2"]] == row["R"][2]
+    assert [row["acc_task1_before"], row["acc_task2_before"]] == row["R"][1]
+    assert [row["acc_task1_init"], row["acc_task2_init"]] == row["R"][0]
+    assert row["acc_mean"] == sum(row["R"][2]) / 2
+    assert row["forgetting"] == row["R"][1][0] - row["R"][2][0]
+    assert {name: row[name] for name in ("strategy", "metric", "pct", "seed", "head")} == {
+        "strategy": "freeze",
+        "metric": "mse",
+        "pct": 0.5,
+        "seed": 0,
+        "head": "shared",
+    }
+    assert (row["saliency"], row["aggregate"], row["status"]) == ("fullgrad", "union", "done")
+    assert list(record["drift"]) == list(MASKS)
+    assert record["drift"]["features.0"]["frozen"] == 0  # nothing moves before the first layer
+    assert record["drift"]["features.0"]["live"] > 0
+    assert row["drift_frozen"] > 0
+    # The frozen filters are the first task's.
+    from permafrost.artifacts import load_tensors
+
+    weights, _ = load_tensors(store.model_path(record["key"]))
+    for name, mask in MASKS.items():
+        moved = (weights[f"{name}.weight"] != inputs.first[f"{name}.weight"]).flatten(1).any(1)
+        assert torch.equal(moved, ~mask)
+
+
+def test_what_never_froze_and_what_froze_all(store, inputs):
+    record = train_cell(store, make_params(), FINETUNE, inputs, None, CPU)
+    assert record["row"]["drift_frozen"] is None
+    assert record["row"]["drift_live"] > 0
+    assert record["row"]["saliency"] is None
+    probe = CellSpec("linear_probe", 0, "shared")
+    record = train_cell(store, make_params(), probe, inputs, None, CPU)
+    assert record["row"]["drift_frozen"] == 0
+    assert record["row"]["drift_live"] is None
+    joint = CellSpec("joint", 0, "expanding", passes=1)
+    record = train_cell(store, make_params(), joint, inputs, None, CPU)
+    assert record["row"]["R"][1] == [None, None]
+    assert record["row"]["hyper"] == {"passes": 1}
+    assert record["row"]["forgetting"] is None
+
+
+@pytest.mark.parametrize("head", ["shared", "expanding"])
+def test_a_third_task_ranks_anew(store, make_sequence, monkeypatch, head):
+    params = make_params(
+        split={"tasks": 3},
+        model={"width": 0.01},
+        train={"epochs": 1},
+        visualize={"steps": 1},
+    )
+    first = new_network(params, 0).state_dict()
+    inputs = CellInputs(make_sequence(tasks=3), "tasks", first, "first")
+    ranked = []
+
+    def rank(view, batches, classes, *rest):
+        ranked.append((view(batches.images[:2] / 255).shape[1], classes, batches))
+        return original(view, batches, classes, *rest)
+
+    original = experiment.rank_network
+    monkeypatch.setattr(experiment, "rank_network", rank)
+    spec = CellSpec("freeze", 0, head, "mse", 0.5)
+    masks = frozen_masks(make_orders(params), 0.5)
+    record = train_cell(store, params, spec, inputs, masks, CPU)
+    ((outputs, classes, batches),) = ranked  # before task 3; the first masks were given
+    assert (outputs, classes) == (2, 2)  # the task's own outputs
+    assert torch.equal(batches.images, inputs.tasks.tasks[1].train.images)
+    assert len(record["row"]["R"]) == 4
+    assert [row["task"] for row in record["history"]] == [2, 3]
+
+
+def test_the_first_task(store, make_sequence):
+    params, tasks = make_params(model={"head": "multi"}), make_sequence()
+    record = train_first_task(store, params, 0, tasks, "tasks", CPU)
+    assert as_json(store.load(record["key"])) == as_json(record)
+    assert record["kind"] == "first_task"
+    assert [row["epoch"] for row in record["history"]] == [1, 2]
+    assert record["row"]["acc_task1"] == record["classes"]["overall"]
+    # One first task serves every head mode.
+    shared = train_first_task(store, make_params(), 0, tasks, "tasks", CPU)
+    assert shared["key"] == record["key"]
+    assert len(store.tracker.runs) == 1
+
+
+# Keys.
+
+
+class Asked(Exception):
+    """Carries the key of what was asked for."""
+
+
+class Catcher:
+    def obtain(self, request, train, on_epoch):
+        raise Asked(request.key)
+
+
+def key_of(spec, inputs, masks=MASKS, **sections):
+    with pytest.raises(Asked) as caught:
+        train_cell(Catcher(), make_params(**sections), spec, inputs, masks, CPU)
+    return str(caught.value)
+
+
+def other_masks():
+    masks = {name: mask.clone() for name, mask in MASKS.items()}
+    masks["features.0"] = ~masks["features.0"]
+    return masks
+
+
+# The same cell, but for one thing.
+CHANGES = {
+    "seed": {"spec": dataclasses.replace(FREEZE, seed=1)},
+    "strategy": {"spec": FINETUNE, "masks": None},
+    "pct": {"spec": dataclasses.replace(FREEZE, pct=0.25)},
+    "metric": {"spec": dataclasses.replace(FREEZE, metric="pearson")},
+    "head": {"spec": dataclasses.replace(FREEZE, head="multi")},
+    "masks": {"masks": other_masks()},
+    "lr": {"train": {"lr": 0.02}},
+    "epochs": {"train": {"epochs": 3}},
+    "optimizer": {"train": {"optimizer": "adam"}},
+    "momentum": {"train": {"momentum": 0.5}},
+    "weight_decay": {"train": {"weight_decay": 0.1}},
+    "batch_size": {"train": {"batch_size": 5}},
+    "flip": {"train": {"flip": True}},
+    "padding": {"train": {"padding": 2}},
+    "arch": {"model": {"arch": "vgg13"}},
+    "width": {"model": {"width": 0.06}},
+    "model.batch_norm": {"model": {"batch_norm": False}},
+    "freeze.batch_norm": {"freeze": {"batch_norm": "affine"}},
+    "aggregate": {"rank": {"aggregate": "mean"}},
+    "reading": {"saliency": {"reading": "channel"}},
+}
+
+
+@pytest.mark.parametrize("name", list(CHANGES))
+def test_the_key_changes_with(inputs, name):
+    assert key_of(**({"spec": FREEZE, "inputs": inputs} | CHANGES[name])) != key_of(FREEZE, inputs)
+
+
+def test_the_key_changes_with_the_inputs(inputs, monkeypatch):
+    keys = [key_of(FREEZE, inputs)]
+    keys.append(key_of(FREEZE, dataclasses.replace(inputs, tasks_digest="others")))
+    keys.append(key_of(FREEZE, dataclasses.replace(inputs, first_digest="another")))
+    joint = CellSpec("joint", 0, "shared", passes=1)
+    keys += [key_of(dataclasses.replace(joint, passes=n), inputs, None) for n in (1, 2)]
+    with monkeypatch.context() as patch:
+        patch.setattr(cells, "code_digest", lambda: "other code")
+        keys.append(key_of(FREEZE, inputs))
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "get_num_threads", lambda: 64)
+        keys.append(key_of(FREEZE, inputs))
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "__version__", "9.9")
+        keys.append(key_of(FREEZE, inputs))
+    assert len(set(keys)) == len(keys)
+    assert key_of(FREEZE, inputs) == keys[0]
+    # Joint training does not start from the first task's weights.
+    other = dataclasses.replace(inputs, first_digest="another")
+    assert key_of(joint, other, None) == key_of(joint, inputs, None)
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {"sweep": {"workers": 7}},
+        {"sweep": {"pcts": [0.5]}},
+        {"report": {"pct": 0.25}},
+        {"profile": "other"},
+        {"seeds": [0, 1]},
+        {"freeze": {"pct": 1.0, "metric": "random"}},
+        {"model": {"head": "multi"}},  # the variant's; the cell's own stands in the spec
+        {"runtime": {"threads": 9}},  # what counts is how many there are
+    ],
+)
+def test_the_key_does_not_change_with(inputs, sections):
+    assert key_of(FREEZE, inputs, **sections) == key_of(FREEZE, inputs)
+
+
+def test_the_key_does_not_change_with_the_order_of_the_masks(inputs):
+    turned = {name: MASKS[name] for name in reversed(MASKS)}
+    assert list(turned) != list(MASKS)
+    assert key_of(FREEZE, inputs, turned) == key_of(FREEZE, inputs)
+
+
+def test_the_key_of_a_third_task_changes_with_how_it_is_ranked(make_sequence):
+    inputs = CellInputs(make_sequence(tasks=3), "tasks", {}, "first")
+    keys = {
+        key_of(FREEZE, inputs, split={"tasks": 3}, **sections)
+        for sections in (
+            {},
+            {"visualize": {"steps": 3}},
+            {"visualize": {"start_seed": 3}},
+            {"rank": {"reverse": True}},
+        )
+    }
+    assert len(keys) == 4
+
+
+def test_keys_are_for_all_requests_alike():
+    assert len(REQUEST.key) == 32
+    assert set(REQUEST.key) <= set("0123456789abcdef")
+    turned = dataclasses.replace(REQUEST, identity={"b": 1, "a": {"d": 2, "c": 3}})
+    same = dataclasses.replace(REQUEST, identity={"a": {"c": 3, "d": 2}, "b": 1})
+    assert turned.key == same.key
+    assert dataclasses.replace(REQUEST, kind="first_task").key != REQUEST.key
+    assert dataclasses.replace(REQUEST, name="other", params={}).key == REQUEST.key
+
+
+def test_the_code_digest_is_of_the_library(tmp_path, monkeypatch):
+    package = tmp_path / "permafrost"
+    shutil.copytree(
+        Path(permafrost.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__")
+    )
+    monkeypatch.setattr(permafrost, "__file__", str(package / "__init__.py"))
+    digest = code_digest()
+    for floor in ("data", "models", "explain", "ranking", "freezing", "training", "evaluation"):
+        path = next((package / floor).glob("[a-z]*.py"))
+        content = path.read_text()
+        path.write_text(content + "\n# changed\n")
+        assert code_digest() != digest, floor
+        path.write_text(content)
+    for name in ("seeding.py", "strategies/learner.py"):
+        content = (package / name).read_text()
+        (package / name).write_text(content + "\n")
+        assert code_digest() != digest, name
+        (package / name).write_text(content)
+    assert code_digest() == digest
+    (package / "models" / "new.py").write_text("")
+    assert code_digest() != digest
+    (package / "models" / "new.py").unlink()
+    for name in ("cli.py", "tables.py", "stages/report.py", "tracking.py"):
+        (package / name).write_text("changed")
+    (package / "models" / "__pycache__").mkdir()
+    (package / "models" / "__pycache__" / "vgg.pyc").write_text("changed")
+    assert code_digest() == digest
+
+
+def test_machine():
+    known = machine(CPU)
+    assert known["device"] == "cpu"
+    assert known["threads"] == torch.get_num_threads()
+    assert known["torch"] == torch.__version__
+
+
+def test_the_variant_is_one_of_the_sweeps_cells(tmp_path, monkeypatch, make_sequence):
+    """From stage freeze's file, with its keys in sorted order, comes the sweep's own key."""
+    from permafrost.stages.train_second import cell_inputs, read_masks, variant_spec
+
+    monkeypatch.chdir(tmp_path)
+    params = make_params(
+        freeze={"metric": "mse", "pct": 0.5}, sweep={"metrics": ["mse"], "pcts": [0.5]}
+    )
+    orders = make_orders()
+    layers = {
+        name: {"filters": len(mask), "frozen": mask.nonzero().flatten().tolist()}
+        for name, mask in frozen_masks(orders, 0.5).items()
+    }
+    save_json(Path("models/freeze/0.json"), {"metric": "mse", "pct": 0.5, "layers": layers})
+    save_tasks(Path("data/tasks/0.safetensors"), make_sequence())
+    save_tensors(Path("models/train_first/0.safetensors"), new_network(params, 0).state_dict())
+    spec, masks = variant_spec(params, 0), read_masks(0, params)
+    assert spec in sweep_cells(params)
+    assert list(masks) != list(orders)  # features.11 sorts before features.4
+    assert {name: mask.tolist() for name, mask in masks.items()} == {
+        name: mask.tolist() for name, mask in frozen_masks(orders, 0.5).items()
+    }
+    inputs = cell_inputs(0)
+    assert inputs.tasks_digest == file_digest(Path("data/tasks/0.safetensors"))
+    assert inputs.first_digest == file_digest(Path("models/train_first/0.safetensors"))
+    assert key_of(spec, inputs, masks) == key_of(FREEZE, inputs, frozen_masks(orders, 0.5))
+    with pytest.raises(InputError, match="another variant"):
+        read_masks(0, make_params(freeze={"pct": 0.25}))
+
+
+# The sweep.
+
+
+def count(specs, **wanted):
+    return sum(all(getattr(spec, k) == v for k, v in wanted.items()) for spec in specs)
+
+
+def test_the_cells_of_a_sweep_by_hand():
+    params = make_params(
+        seeds=[0, 1, 2],
+        sweep={
+            "metrics": ["mse", "random"],
+            "pcts": [0.25, 0.5, 0.75],
+            "heads": ["shared", "multi"],
+        },
+    )
+    specs = sweep_cells(params)
+    assert count(specs, strategy="freeze") == 2 * 3 * 2 * 3
+    assert count(specs, strategy="finetune") == 2 * 3
+    assert count(specs, strategy="linear_probe") == 2 * 3
+    assert count(specs, strategy="joint") == 3 * 3 * 2  # one softmax of all classes too
+    assert count(specs, strategy="joint", head="expanding", passes=2) == 3
+    assert len(specs) == 36 + 6 + 6 + 18
+    assert len(set(specs)) == len(specs)
+    assert CellSpec("freeze", 2, "multi", "random", 0.75) in specs
+    assert {(spec.metric, spec.pct) for spec in specs if spec.strategy != "freeze"} == {
+        (None, None)
+    }
+
+
+def test_the_cells_of_smaller_sweeps():
+    sweep = {"strategies": ["joint"], "heads": ["expanding"]}
+    assert sweep_cells(make_params(sweep=sweep, split={"tasks": 3})) == [
+        CellSpec("joint", 0, "expanding", passes=1),
+        CellSpec("joint", 0, "expanding", passes=3),
+    ]
+    sweep = {"strategies": ["finetune"], "metrics": [], "pcts": []}
+    assert sweep_cells(make_params(sweep=sweep)) == [FINETUNE]
+
+
+def test_names_of_cells():
+    names = {spec.name for spec in sweep_cells(make_params(seeds=[0, 1]))}
+    assert len(names) == len(sweep_cells(make_params(seeds=[0, 1])))
+    assert FREEZE.name == "freeze mse 50% shared seed 0"
+    assert CellSpec("joint", 1, "multi", passes=2).name == "joint 2x epochs multi seed 1"
+    assert CellSpec("freeze", 0, "multi", "mse", 0.0).name == "freeze mse 0% multi seed 0"
