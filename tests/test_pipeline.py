@@ -225,19 +225,8 @@ def test_gc_deletes_only_unused_trainings(project: Project) -> None:
     used |= {
         project.read(f"metrics/{stage}/0.json")["key"] for stage in ("train_first", "train_second")
     }
-    runs = project.runs()
     project.run("permafrost", "gc", "--yes")
     assert project.cells() == used
-    assert project.runs() == runs  # MLflow keeps their runs
-    for key in {key for key, _ in runs} - used - project.variants():
-        project.client().delete_run(
-            project.client()
-            .search_runs(
-                [e.experiment_id for e in project.client().search_experiments()],
-                f"tags.key = '{key}'",
-            )[0]
-            .info.run_id
-        )
 
 
 def test_ui_opens_on_the_right_store(project: Project) -> None:
