@@ -320,7 +320,6 @@ def test_pct_one_leaves_all_features_unchanged(wholly_frozen):
     assert not torch.equal(before["heads.0.bias"], after["heads.0.bias"])
 
 
-@pytest.mark.xfail(strict=True, reason="the batches are counted though no channel takes them up")
 def test_pct_one_counts_no_batches(wholly_frozen):
     before, after = wholly_frozen
     counters = [name for name in before if name.endswith("num_batches_tracked")]
@@ -412,7 +411,6 @@ def test_wrong_masks(block, masks, message):
     assert type(model[0]) is nn.Conv2d
 
 
-@pytest.mark.xfail(strict=True, raises=AttributeError, reason="PyTorch's own error comes through")
 def test_a_name_that_is_no_layer(block):
     model, frozen = block
     with pytest.raises(ValueError, match="nowhere"), frozen_filters(model, {"nowhere": frozen}):

@@ -88,7 +88,6 @@ def test_features_do_not_depend_on_the_number_of_tasks(make_network, same_bits):
     assert len(three.heads) == 3
 
 
-@pytest.mark.xfail(strict=True, reason="every nn.Linear draws its default weights first")
 def test_first_heads_do_not_depend_on_the_number_of_tasks(make_network, same_bits):
     two, three = make_network(tasks=2), make_network(tasks=3)
     assert same_bits(two.heads.state_dict(), three.heads[:2].state_dict())

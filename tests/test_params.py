@@ -211,7 +211,6 @@ def test_a_missing_file(tmp_path):
     assert len(str(caught.value).splitlines()) == 1
 
 
-@pytest.mark.xfail(strict=True, raises=IsADirectoryError, reason="OSError comes through")
 def test_a_folder_in_the_files_place(tmp_path):
     with pytest.raises(InputError):
         load_params(tmp_path)

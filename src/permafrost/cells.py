@@ -163,7 +163,8 @@ class CellStore:
                     on_epoch(progress)
 
             results, weights = train(progress, after_epoch)
-            record |= results
+            # As it will be read back: JSON has lists only.
+            record |= json.loads(json.dumps(results))
             self._complete(key, record, weights, time.perf_counter() - began)
             run.finish(run_record(record))
         return record
@@ -208,11 +209,15 @@ class CellStore:
         """Delete cells; return the bytes that were freed. One in training is left alone."""
         freed = 0
         for key in keys:
-            if self.is_active(key):
-                continue
             folder = self.folder / key
-            freed += sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-            shutil.rmtree(folder)
+            try:
+                with self._lock(key, timeout=0):
+                    freed += sum(
+                        file.stat().st_size for file in folder.rglob("*") if file.is_file()
+                    )
+                    shutil.rmtree(folder, ignore_errors=True)
+            except Timeout:
+                continue
         return freed
 
     def stored_keys(self) -> list[str]:

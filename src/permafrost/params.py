@@ -205,6 +205,8 @@ def load_params(path: Path) -> Params:
             f"{path}: not found; run the command in a clone of the project, or write the file "
             "with `permafrost profile demo`"
         ) from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {_one_line(error)}") from None
     except (YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: is no valid YAML: {_one_line(error)}") from None
     if not isinstance(values, dict):
@@ -223,7 +225,9 @@ def _explain(error: ValidationError) -> str:
         return f"{key}: unknown key; {_suggest(first['loc'])}"
     message = first["msg"].removeprefix("Value error, ")
     given = first["input"]
-    text = f"{key}: {message}" if key else message
+    # A section's own check names the key within the section.
+    within = first["type"] == "value_error" and key in Params.model_fields and key != "seeds"
+    text = f"{key}{'.' if within else ': '}{message}" if key else message
     return _one_line(text if first["type"] == "value_error" else f"{text}, not {given!r:.60}")
 
 

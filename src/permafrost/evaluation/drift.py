@@ -38,7 +38,8 @@ def response_drift(
     Returns
     -------
     dict of str to Tensor, shape (F,)
-        Drift, >= 0, per layer; 0 for a filter whose response never was anything but zero.
+        Drift, >= 0, per layer. A filter that gave no response before has 0 if it gives none now,
+        else 1: all of its response is new.
     """
     before.eval()
     after.eval()
@@ -49,7 +50,7 @@ def response_drift(
         for name in layers:
             change[name] = change.get(name, torch.tensor(0.0)) + _energy(new[name] - old[name])
             size[name] = size.get(name, torch.tensor(0.0)) + _energy(old[name])
-    return {name: (change[name] / size[name].clamp(min=1e-30)).sqrt().cpu() for name in layers}
+    return {name: _relative(change[name], size[name]) for name in layers}
 
 
 def mean_drift(drift: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> dict[str, float | None]:
@@ -66,6 +67,12 @@ def mean_drift(drift: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> dict
         "frozen": frozen.mean().item() if len(frozen) else None,
         "live": live.mean().item() if len(live) else None,
     }
+
+
+def _relative(change: Tensor, size: Tensor) -> Tensor:
+    silent = size == 0
+    known = (change / torch.where(silent, 1.0, size)).sqrt()
+    return torch.where(silent, (change > 0).to(known.dtype), known)
 
 
 def _energy(response: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from permafrost.freezing.layers import (
+    BATCH_NORM_FREEZES,
     BatchNormFreeze,
     PartlyFrozenBatchNorm2d,
     PartlyFrozenConv2d,
@@ -65,7 +66,8 @@ def frozen_filters(
     Raises
     ------
     ValueError
-        If a name is no convolution or a mask has the wrong shape or type.
+        If a name is no convolution, a mask has the wrong shape or type, or ``batch_norm`` is
+        unknown.
     """
     stand_ins = _make_stand_ins(model, masks, batch_norm)
     for name, stand_in in stand_ins.items():
@@ -85,8 +87,11 @@ def _make_stand_ins(
 ) -> dict[str, PartlyFrozenConv2d | PartlyFrozenBatchNorm2d]:
     norms = batch_norm_after(model)
     stand_ins: dict[str, PartlyFrozenConv2d | PartlyFrozenBatchNorm2d] = {}
+    if batch_norm not in BATCH_NORM_FREEZES:
+        raise ValueError(f"batch_norm must be one of {BATCH_NORM_FREEZES}, not {batch_norm!r}")
+    layers = dict(model.named_modules())
     for name, mask in masks.items():
-        conv = model.get_submodule(name)
+        conv = layers.get(name)
         if not isinstance(conv, nn.Conv2d):
             raise ValueError(f"{name!r} is no Conv2d")
         if mask.dtype != torch.bool or mask.shape != (conv.out_channels,):
@@ -96,7 +101,7 @@ def _make_stand_ins(
         mask = mask.to(conv.weight.device)
         stand_ins[name] = PartlyFrozenConv2d(conv, mask)
         if batch_norm != "none" and name in norms:
-            norm = model.get_submodule(norms[name])
+            norm = layers[norms[name]]
             assert isinstance(norm, nn.BatchNorm2d)
             stand_ins[norms[name]] = PartlyFrozenBatchNorm2d(
                 norm, mask, statistics=batch_norm == "full"

@@ -143,7 +143,8 @@ class PartlyFrozenBatchNorm2d(nn.Module):
     def _normalise_by_batch(self, inputs: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         """Normalise by the batch's statistics, which also move the live running ones."""
         (norm,) = self._original
-        self.num_batches_tracked.add_(1)
+        if not (self.statistics and bool(self.frozen.all())):
+            self.num_batches_tracked.add_(1)
         # Without a momentum PyTorch's running statistics are the plain average of all batches.
         momentum = norm.momentum
         if momentum is None:

@@ -140,10 +140,10 @@ def build_network(
         raise InputError(f"model.arch: {arch!r} is unknown; allowed: {', '.join(ARCHITECTURES)}")
     channels = [max(1, round(filters * width)) for filters in FILTERS]
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive_seed(seed, "weights"))
         features = _convolutions(ARCHITECTURES[arch], channels, batch_norm)
-        _initialise(features)
         network = TaskNetwork(features, channels[-1], classes_per_task, tasks)
+        torch.manual_seed(derive_seed(seed, "weights"))
+        _initialise(network.features)
         _initialise(network.heads)
     # The same numbers in the order that CPU and GPU convolutions are fastest in.
     return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
