@@ -31,12 +31,20 @@ def run() -> None:
     """Write the tables and the trade-off's plot, and add all pictures to the variant's run."""
     with open_stage("report") as workspace:
         params = workspace.params
-        rows, variant = load_json(SWEEP), load_json(VARIANT)
+        variant = load_json(VARIANT)
+        rows = _with_variant(load_json(SWEEP), variant["seeds"])
         text = tables(rows, params)
         write_atomically(TABLES, text.encode())
         _draw(rows, params)
         add_pictures(workspace.store, variant, _pictures(params))
         print(text)
+
+
+def _with_variant(rows: list[Row], variant: list[Row]) -> list[Row]:
+    """Add the variant's rows, unless the sweep has them; the shares in ascending order."""
+    known = {row["key"] for row in rows}
+    together = rows + [row for row in variant if row["key"] not in known]
+    return sorted(together, key=lambda row: row["pct"] or 0)
 
 
 def tables(rows: list[Row], params: Params) -> str:

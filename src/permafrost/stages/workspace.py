@@ -136,14 +136,15 @@ def prepare_device(params: Params) -> torch.device:
         If a GPU is asked for and there is none.
     """
     torch.set_num_threads(params.runtime.threads)
-    # cuBLAS is deterministic only with a fixed workspace.
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(True)
     wanted = params.runtime.device
     if wanted == "auto":
         wanted = "cuda" if torch.cuda.is_available() else "cpu"
     if wanted == "cuda" and not torch.cuda.is_available():
         raise InputError("runtime.device: no CUDA GPU was found; allowed here: auto, cpu")
+    if wanted == "cuda":
+        # On a CPU a fixed number of threads is enough, and the switch takes seconds to import.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
     return torch.device(wanted)
 
 
