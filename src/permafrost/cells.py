@@ -63,7 +63,7 @@ class CellRequest:
     name : str
         For people.
     identity : dict
-        All that the result depends on besides code and machine; JSON.
+        All that the result depends on besides the code; JSON.
     params : dict
         What MLflow shows of it.
     """

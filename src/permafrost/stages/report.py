@@ -37,7 +37,7 @@ def run() -> None:
         write_atomically(TABLES, text.encode())
         _draw(rows, params)
         add_pictures(workspace.store, variant, _pictures(params))
-        print(text)
+        print(f"report: the tables are in {TABLES}")
 
 
 def _with_variant(rows: list[Row], variant: list[Row]) -> list[Row]:
@@ -70,17 +70,16 @@ def _preamble(params: Params) -> str:
     )
 
 
-def _frozen(rows: list[Row]) -> list[Row]:
-    return [row for row in rows if row["strategy"] == "freeze"]
+def _of(rows: list[Row], strategy: str) -> list[Row]:
+    return [row for row in rows if row["strategy"] == strategy]
 
 
 def _by_pct(rows: list[Row], params: Params) -> list[str]:
     parts = []
-    for group, members in groups(_frozen(rows), "metric"):
-        lines: list[tuple[list[str], list[Row]]] = [
-            (["0% (fine-tuning)"], [row for row in rows if row["strategy"] == "finetune"])
-        ]
+    for group, members in groups(_of(rows, "freeze"), "metric"):
+        lines = [(["0% (fine-tuning)"], _of(rows, "finetune"))]
         lines += [([f"{g['pct']:.0%}"], found) for g, found in groups(members, "pct")]
+        lines += [(["all (linear probe)"], _of(rows, "linear_probe"))]
         figures = _seed_column(params, SEED_BY_PCT) if group["metric"] == "mse" else None
         parts += [
             f"### By share of frozen filters, ranked by {group['metric']}",
@@ -90,7 +89,7 @@ def _by_pct(rows: list[Row], params: Params) -> list[str]:
 
 
 def _by_metric(rows: list[Row], params: Params) -> list[str]:
-    at_pct = [row for row in _frozen(rows) if row["pct"] == params.report.pct]
+    at_pct = [row for row in _of(rows, "freeze") if row["pct"] == params.report.pct]
     if not at_pct:
         return []
     lines = [([group["metric"]], members) for group, members in groups(at_pct, "metric")]
@@ -102,7 +101,7 @@ def _by_metric(rows: list[Row], params: Params) -> list[str]:
 
 def _against_joint(rows: list[Row], all_rows: list[Row], params: Params) -> list[str]:
     """Return the table of sequential learning against joint training."""
-    joint = [row for row in all_rows if row["strategy"] == "joint"]
+    joint = _of(all_rows, "joint")
     if not joint:
         return []
     lines: list[tuple[list[str], list[Row]]] = []
@@ -176,7 +175,9 @@ def _assumptions(params: Params) -> list[str]:
 def _draw(rows: list[Row], params: Params) -> None:
     head = params.sweep.heads[0]
     mine = [row for row in rows if row["head"] == head]
-    points = [_point(group, members) for group, members in groups(_frozen(mine), "metric", "pct")]
+    points = [
+        _point(group, members) for group, members in groups(_of(mine, "freeze"), "metric", "pct")
+    ]
     others = [_with_label(row, params) for row in mine if row["strategy"] != "freeze"]
     single = [_point(group, members) for group, members in groups(others, "label")]
     draw_trade_off(TRADE_OFF_PICTURE, points, single)
