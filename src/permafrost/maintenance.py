@@ -70,7 +70,8 @@ def serve_ui(port: int) -> int:
         experiment = tracker.experiment_ids()[CELLS]
     except TrackingError as error:
         raise InputError(str(error)) from None
-    print(f"MLflow: http://127.0.0.1:{port}/#/experiments/{experiment} (Ctrl-C ends it)")
+    page = f"http://127.0.0.1:{port}/#/experiments/{experiment}/runs?compareRunsMode=CHART"
+    print(f"Compare the runs at {page} (Ctrl-C ends the server)")
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1"]
     command += ["--port", str(port), "--backend-store-uri", tracker.uri]
     command += ["--default-artifact-root", str(tracker.root / "mlruns")]

@@ -175,7 +175,9 @@ class Tracker:
         # A relative default would put artifacts wherever the command happens to run.
         local = self.uri.startswith("sqlite:")
         location = (self.root / "mlruns" / name).as_uri() if local else None
-        return str(client.create_experiment(name, artifact_location=location))
+        # Without the kind MLflow's pages take an experiment without traces for one of an agent.
+        tags = {"mlflow.experimentKind": "custom_model_development"}
+        return str(client.create_experiment(name, artifact_location=location, tags=tags))
 
     def experiment_ids(self) -> dict[str, str]:
         """Return the ids of the experiments, by name; they are created if need be."""
@@ -227,8 +229,8 @@ class Tracker:
             self._connect().log_batch(run_id, metrics=metrics[begin : begin + 1000])
 
     def _finish(self, run_id: str, record: RunRecord) -> None:
-        last = max((int(row["step"]) for row in record.curves), default=0)
-        self._log_curves(run_id, [{"step": last, **record.metrics}])
+        # At step 0 MLflow draws a result as a bar beside those of the other runs.
+        self._log_curves(run_id, [{"step": 0, **record.metrics}])
         client = self._connect()
         for place, path in record.pictures.items():
             folder, _, _ = place.rpartition("/")
