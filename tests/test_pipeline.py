@@ -105,16 +105,12 @@ def test_exp_run_reruns_only_what_reads_the_parameter(project: Project) -> None:
 
 def test_exp_run_in_a_temporary_copy(project: Project) -> None:
     before, cells = project.read("metrics/variant.json"), project.cells()
+    params = (project.folder / "params.yaml").read_text()
     output = project.run("dvc", "exp", "run", "--temp", "-S", "freeze.pct=0.75")
     assert stages_run(output) == VARIANT_STAGES
     assert project.read("metrics/variant.json") == before  # the workspace stays
     assert len(project.cells() - cells) == 1
-    assert project.run("git", "status", "--porcelain").split() == [
-        "M",
-        "params.yaml",
-        "??",
-        "dvc.lock",
-    ]
+    assert (project.folder / "params.yaml").read_text() == params
 
 
 def test_queue(project: Project) -> None:
