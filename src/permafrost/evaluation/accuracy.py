@@ -54,7 +54,7 @@ def accuracy(
         count += torch.bincount(labels, minlength=classes)
     return Accuracy(
         int(correct.sum()) / int(count.sum()),
-        tuple((correct / count.clamp(min=1)).double().tolist()),
+        tuple((correct.double() / count.clamp(min=1)).tolist()),
     )
 
 
