@@ -107,7 +107,7 @@ class Project:
             env=self.environment | variables,
             capture_output=True,
             text=True,
-            timeout=600,
+            timeout=1800,
         )
         output = result.stdout + result.stderr
         assert result.returncode == code, f"{command} exited with {result.returncode}:\n{output}"
