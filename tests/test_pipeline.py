@@ -125,7 +125,9 @@ def test_queue(project: Project) -> None:
 
 def test_dvc_shows_something_to_read(project: Project) -> None:
     assert "acc_task1" in project.run("dvc", "metrics", "show")
-    assert "freeze.pct" in project.run("dvc", "params", "diff")
+    project.change({"freeze": {"pct": 0.125}})
+    assert "0.125" in project.run("dvc", "params", "diff")
+    project.change({"freeze": {"pct": 0.5}})
     page = project.run("dvc", "plots", "show").strip().splitlines()[-1]
     text = Path(page.removeprefix("file://")).read_text()
     assert "Accuracy after each epoch" in text

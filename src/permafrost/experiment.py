@@ -237,13 +237,13 @@ def train_cell(
             inputs.tasks, training_config(params), head=spec.head, seed=spec.seed, device=device
         )
         network = new_network(params, spec.seed).to(device)
-        untrained = learner.measure(network, 0)
+        rows: list[list[Accuracy | None] | None] = [] if progress else [learner.measure(network, 0)]
         if isinstance(strategy, Joint):
-            progress = progress or Progress(0, [untrained])
+            progress = progress or Progress(0, rows)
             learner.learn_jointly(network, strategy, progress, after_epoch)
         else:
             network.load_state_dict(inputs.first)
-            progress = progress or Progress(1, [untrained, learner.measure(network, 1)])
+            progress = progress or Progress(1, [*rows, learner.measure(network, 1)])
             while progress.learned < len(inputs.tasks.tasks):
                 learner.learn_task(network, strategy, progress, after_epoch)
         results = _results(request.key, params, spec, progress)

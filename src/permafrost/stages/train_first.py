@@ -1,8 +1,6 @@
 """Stage train_first: train the network on the first task."""
 
-import shutil
-
-from permafrost.artifacts import file_digest, load_tasks, save_json
+from permafrost.artifacts import file_digest, load_tasks
 from permafrost.experiment import train_first_task
 from permafrost.stages.workspace import (
     FIRST,
@@ -10,6 +8,7 @@ from permafrost.stages.workspace import (
     TASKS,
     open_stage,
     progress_bar,
+    publish_cell,
     seed_file,
 )
 
@@ -28,8 +27,11 @@ def run(seed: int) -> None:
                 workspace.device,
                 lambda _: advance(1),
             )
-        FIRST.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(workspace.store.model_path(record["key"]), seed_file(FIRST, seed))
-        save_json(seed_file(FIRST_RECORDS, seed, ".json"), record)
+        publish_cell(
+            workspace.store,
+            record,
+            seed_file(FIRST, seed),
+            seed_file(FIRST_RECORDS, seed, ".json"),
+        )
         accuracy = record["row"]["acc_task1"]
         print(f"first task, seed {seed}: {accuracy:.1%} of the test images are right")

@@ -1,6 +1,5 @@
 """Stage train_second: learn the further tasks with the variant's filters frozen."""
 
-import shutil
 from typing import cast
 
 import torch
@@ -12,7 +11,6 @@ from permafrost.artifacts import (
     load_tasks,
     load_tensors,
     require,
-    save_json,
 )
 from permafrost.experiment import CellInputs, CellSpec, train_cell
 from permafrost.models import Head
@@ -25,6 +23,7 @@ from permafrost.stages.workspace import (
     TASKS,
     open_stage,
     progress_bar,
+    publish_cell,
     seed_file,
 )
 
@@ -71,9 +70,12 @@ def run(seed: int) -> None:
                 workspace.device,
                 lambda _: advance(1),
             )
-        SECOND.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(workspace.store.model_path(record["key"]), seed_file(SECOND, seed))
-        save_json(seed_file(SECOND_RECORDS, seed, ".json"), record)
+        publish_cell(
+            workspace.store,
+            record,
+            seed_file(SECOND, seed),
+            seed_file(SECOND_RECORDS, seed, ".json"),
+        )
         row = record["row"]
         shown = ", ".join(
             f"task {task + 1} {row[f'acc_task{task + 1}']:.1%}"

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from filelock import FileLock
@@ -21,7 +22,13 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from permafrost.artifacts import load_state, load_tensors, require, save_json
+from permafrost.artifacts import (
+    load_state,
+    load_tensors,
+    require,
+    save_json,
+    write_atomically,
+)
 from permafrost.cells import CellStore
 from permafrost.errors import InputError
 from permafrost.experiment import new_network
@@ -112,6 +119,12 @@ class Workspace:
             assert order is not None
             orders[name] = order
         return orders
+
+
+def publish_cell(store: CellStore, record: dict[str, Any], model: Path, results: Path) -> None:
+    """Write a cell's weights and its record into a stage's own outputs."""
+    write_atomically(model, store.model_path(record["key"]).read_bytes())
+    save_json(results, record)
 
 
 def seed_file(folder: Path, seed: int, suffix: str = ".safetensors") -> Path:
