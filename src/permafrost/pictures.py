@@ -38,7 +38,12 @@ def _show(axis: Any, image: Tensor, title: str = "", **options: Any) -> None:
 
 
 def draw_saliency(
-    path: Path, classes: Sequence[str], images: Tensor, maps: Tensor, class_maps: Tensor
+    path: Path,
+    classes: Sequence[str],
+    images: Tensor,
+    maps: Tensor,
+    class_maps: Tensor,
+    method: str,
 ) -> None:
     """Draw each class's map beside example images under their own maps.
 
@@ -54,6 +59,8 @@ def draw_saliency(
         Their saliency maps.
     class_maps : Tensor, shape (C, H, W)
         The classes' maps.
+    method : str
+        What made the maps.
     """
     examples = len(images) // len(classes)
     figure, axes = _pyplot().subplots(
@@ -71,7 +78,7 @@ def draw_saliency(
             _show(axes[row][1 + 2 * column], picture)
             _show(axes[row][2 + 2 * column], picture.float().mean(-1), cmap="gray")
             axes[row][2 + 2 * column].imshow(maps[index].numpy(), cmap="magma", alpha=0.65)
-    figure.suptitle("FullGrad: what the network looks at", fontsize=10)
+    figure.suptitle(f"What the network looks at, by {method}", fontsize=10)
     _save(figure, path)
 
 

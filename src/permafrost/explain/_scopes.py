@@ -1,4 +1,4 @@
-"""What both explanations need: a model put in eval mode for the length of a `with` block."""
+"""What every explanation needs: a model put in eval mode for the length of a `with` block."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

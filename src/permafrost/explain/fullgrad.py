@@ -8,9 +8,12 @@ says that a logit is
 
 over every bias b_l, where BatchNorm in eval mode has the implicit bias β − γμ / √(σ² + ε). The
 saliency map lays these terms, apart from those of linear layers, over the image (equation 6).
+
+The authors' repository, idiap/fullgrad-saliency, has two variants that the paper has not:
+`simple_fullgrad` leaves the biases out, `smooth_fullgrad` averages the terms over noisy copies.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
@@ -21,9 +24,14 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.hooks import RemovableHandle
 
+from permafrost.explain._checks import check_images, check_logits
 from permafrost.explain._scopes import explaining
 
 Reading = Literal["layer", "channel"]
+
+# Of smooth_fullgrad, as the authors' code sets them.
+_COPIES = 25
+_SPREAD = 0.15
 
 _Biased = nn.Conv2d | nn.Linear | _BatchNorm
 
@@ -56,19 +64,19 @@ _PIECEWISE_LINEAR = (
 
 
 @dataclass(frozen=True)
-class ClassSaliency:
-    """Saliency maps of classes, and how well the decomposition behind them added up.
+class Decomposition:
+    """Logits taken apart.
 
     Attributes
     ----------
     maps
-        (C, H, W), each rescaled to 0..1; a constant map is all zeros.
-    completeness
-        The largest relative error of any image, as `completeness_error` defines it.
+        (N, H, W), the terms laid over the images.
+    errors
+        (N,), the relative errors of the sums, as `completeness_error` defines them.
     """
 
     maps: Tensor
-    completeness: float
+    errors: Tensor
 
 
 def fullgrad(
@@ -106,7 +114,71 @@ def fullgrad(
         If `reading` is unknown, a shape or a target does not fit, a logit is not finite, or a
         BatchNorm keeps no running statistics (its images would depend on each other).
     """
-    return _decompose(model, images, targets, reading).maps
+    return decompose(model, images, targets, reading).maps
+
+
+def simple_fullgrad(
+    model: nn.Module, images: Tensor, targets: Tensor, *, reading: Reading = "layer"
+) -> Tensor:
+    """Compute simple FullGrad maps: `fullgrad` with gradients in place of gradients times bias.
+
+    The map of an image is ψ(∇ₓf ⊙ x) + Σ_l Σ_channels ψ(∇_{b_l}f), over the layers that have a
+    bias. This is no decomposition: the terms do not add up to the logit. In the authors' code a
+    BatchNorm without parameters does not enter; here it does, since it has an implicit bias.
+
+    Parameters
+    ----------
+    model, images, targets, reading
+        As in `fullgrad`.
+
+    Returns
+    -------
+    Tensor
+        (N, H, W), 0 or more, not rescaled, of the images' type and device.
+
+    Raises
+    ------
+    ValueError
+        As `fullgrad`.
+    """
+    return _backpropagate(model, images, targets, _SimpleTerms(images, reading)).maps
+
+
+def smooth_fullgrad(
+    model: nn.Module,
+    images: Tensor,
+    targets: Tensor,
+    *,
+    reading: Reading = "layer",
+    seed: int = 0,
+) -> Tensor:
+    """Compute FullGrad maps of terms that are averaged over noisy copies of each image.
+
+    The terms of 25 copies with normal noise are averaged with their signs, as gradients are in
+    Smilkov, Thorat, Kim, Viégas and Wattenberg, "SmoothGrad: removing noise by adding noise"
+    (2017), and then laid over the image as in `fullgrad`; the input's term is summed over the
+    colours first, as in the authors' code. The noise's deviation is 0.15 times the range of the
+    image, of each by itself where the authors take the range of the batch.
+
+    Parameters
+    ----------
+    model, images, targets, reading
+        As in `fullgrad`.
+    seed
+        Draws the noise on the CPU. Every image gets the same 25 patterns, scaled by its own
+        range, so that its map depends neither on the batch it is in nor on its place there.
+
+    Returns
+    -------
+    Tensor
+        (N, H, W), 0 or more, not rescaled, of the images' type and device.
+
+    Raises
+    ------
+    ValueError
+        As `fullgrad`.
+    """
+    return decompose_smoothed(model, images, targets, reading, seed).maps
 
 
 def completeness_error(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
@@ -136,7 +208,7 @@ def completeness_error(model: nn.Module, images: Tensor, targets: Tensor) -> Ten
     ValueError
         As `fullgrad`.
     """
-    return _decompose(model, images, targets, "layer").errors
+    return decompose(model, images, targets, "layer").errors
 
 
 def is_piecewise_linear(model: nn.Module) -> bool:
@@ -159,125 +231,112 @@ def is_piecewise_linear(model: nn.Module) -> bool:
     return all(isinstance(leaf, _PIECEWISE_LINEAR) for leaf in leaves)
 
 
-def class_saliency(
-    model: nn.Module,
-    images_by_batches: Iterable[tuple[Tensor, Tensor]],
-    classes: int,
-    *,
-    reading: Reading = "layer",
-) -> ClassSaliency:
-    """Average the FullGrad maps of each class's images, in one pass over the batches.
-
-    A class's map is the mean of its images' maps, each of the true label's logit, rescaled to
-    0..1 by its own minimum and maximum. Sums are kept in float64.
-
-    Parameters
-    ----------
-    model
-        As in `fullgrad`.
-    images_by_batches
-        Batches of images (N, 3, H, W), normalised and unaugmented, with labels (N,), int64, in
-        0..classes − 1. All images have the same size.
-    classes
-        Number of classes, C.
-    reading
-        As in `fullgrad`.
-
-    Returns
-    -------
-    ClassSaliency
-        Maps (C, H, W) of the images' type and device, and the worst completeness error.
-
-    Raises
-    ------
-    ValueError
-        If a class has no image, a label is out of range, or as `fullgrad`.
-    """
-    sums: Tensor | None = None
-    counts = torch.zeros(classes, dtype=torch.int64)
-    errors: list[Tensor] = []
-    for images, labels in images_by_batches:
-        _check_range(labels, classes, "labels")
-        parts = _decompose(model, images, labels, reading)
-        # A matrix product adds up in a fixed order on every device; index_add_ does not.
-        members = F.one_hot(labels, classes).T.double()
-        batch = (members @ parts.maps.double().flatten(1)).unflatten(1, parts.maps.shape[1:])
-        sums = batch if sums is None else sums + batch
-        counts += torch.bincount(labels.cpu(), minlength=classes)
-        errors.append(parts.errors.max())
-    missing = [label for label, count in enumerate(counts.tolist()) if count == 0]
-    if sums is None or missing:
-        raise ValueError(f"classes without images: {missing}")
-    means = sums / counts.to(sums.device).view(-1, 1, 1)
-    return ClassSaliency(_rescale(means).to(parts.maps.dtype), torch.stack(errors).max().item())
+def decompose(model: nn.Module, images: Tensor, targets: Tensor, reading: Reading) -> Decomposition:
+    """Return the maps of `fullgrad` and the errors of `completeness_error` from one pass."""
+    return _backpropagate(model, images, targets, _Terms(images, reading))
 
 
-@dataclass(frozen=True)
-class _Parts:
-    """What `_decompose` finds: maps (N, H, W) and relative completeness errors (N,)."""
-
-    maps: Tensor
-    errors: Tensor
+def decompose_smoothed(
+    model: nn.Module, images: Tensor, targets: Tensor, reading: Reading, seed: int = 0
+) -> Decomposition:
+    """Return the maps of `smooth_fullgrad` and, of each image, its copies' largest error."""
+    check_images(images, targets)
+    generator = torch.Generator().manual_seed(seed)
+    # Drawn in float32 whatever the images are: other types have other streams.
+    noise = torch.randn(_COPIES, *images.shape[1:], generator=generator).to(images)
+    parts = []
+    for image, target in zip(images, targets, strict=True):
+        # An image's copies are a batch: they are averaged as the backward pass meets them.
+        copies = image + _SPREAD * (image.max() - image.min()) * noise
+        terms = _SmoothedTerms(copies, reading)
+        parts.append(_backpropagate(model, copies, target.expand(_COPIES), terms))
+    return Decomposition(
+        torch.cat([part.maps for part in parts]), torch.stack([part.errors.max() for part in parts])
+    )
 
 
 class _Terms:
     """Adds up terms as the backward pass meets them, so that no layer's gradient is kept."""
 
     def __init__(self, images: Tensor, reading: Reading):
+        if reading not in ("layer", "channel"):
+            raise ValueError(f"reading {reading!r}: must be 'layer' or 'channel'")
         self.reading = reading
         self.size = images.shape[2:]
-        self.maps = images.new_zeros(len(images), *self.size)
+        self.maps = images.new_zeros(())
         self.total = images.new_zeros(len(images))
         self.scale = images.new_zeros(len(images))
 
-    def add(self, product: Tensor, *, on_image: bool) -> None:
-        """Add a term: the gradient times the input or bias, element by element."""
-        term = product.flatten(1).sum(1)
-        self.total += term
-        self.scale += term.abs()
+    def add_input(self, product: Tensor) -> None:
+        """Add the input's term: gradient times image, element by element."""
+        self._count(product)
+        self._lay(self.of_input(product))
+
+    def add_layer(self, gradient: Tensor, bias: Tensor, *, on_image: bool) -> None:
+        """Add a layer's term: the gradient at its output times its bias, element by element."""
+        product = gradient * bias
+        self._count(product)
         if on_image:
-            self.maps += _overlay(product.abs(), self.size, self.reading)
+            self._lay(self.of_layer(gradient, product))
+
+    def of_input(self, product: Tensor) -> Tensor:
+        """Return what is laid over the image of the input's term, 0 or more."""
+        return product.abs()
+
+    def of_layer(self, gradient: Tensor, product: Tensor) -> Tensor:
+        """Return what is laid over the image of a layer's term, 0 or more."""
+        return product.abs()
 
     def errors(self, logits: Tensor) -> Tensor:
         smallest = torch.finfo(self.scale.dtype).tiny
         return (logits - self.total).abs() / self.scale.clamp(min=smallest)
 
+    def _count(self, product: Tensor) -> None:
+        term = product.flatten(1).sum(1)
+        self.total += term
+        self.scale += term.abs()
 
-def _decompose(model: nn.Module, images: Tensor, targets: Tensor, reading: Reading) -> _Parts:
+    def _lay(self, values: Tensor) -> None:
+        self.maps = self.maps + _overlay(values, self.size, self.reading)
+
+
+class _SimpleTerms(_Terms):
+    """Of a layer the gradient alone is laid over the image."""
+
+    def of_layer(self, gradient: Tensor, product: Tensor) -> Tensor:
+        return gradient.abs()
+
+
+class _SmoothedTerms(_Terms):
+    """The batch holds copies of one image: one map of their averaged terms."""
+
+    def of_input(self, product: Tensor) -> Tensor:
+        return product.mean(0, keepdim=True).sum(1, keepdim=True).abs()
+
+    def of_layer(self, gradient: Tensor, product: Tensor) -> Tensor:
+        return product.mean(0, keepdim=True).abs()
+
+
+def _backpropagate(
+    model: nn.Module, images: Tensor, targets: Tensor, terms: _Terms
+) -> Decomposition:
     """Take the targets' logits apart in one forward and one backward pass."""
-    if reading not in ("layer", "channel"):
-        raise ValueError(f"reading {reading!r}: must be 'layer' or 'channel'")
-    if images.ndim != 4 or targets.shape != images.shape[:1]:
-        shapes = f"{tuple(images.shape)} and {tuple(targets.shape)}"
-        raise ValueError(f"images must be (N, 3, H, W) and targets (N,), not {shapes}")
+    check_images(images, targets)
     x = images.detach().clone().requires_grad_()
-    terms = _Terms(images, reading)
     with explaining(model), _bias_terms(model, terms):
         # A copy, since a network may begin with an in-place operation.
-        chosen = _chosen_logits(model(x.clone()), targets)
+        logits = model(x.clone())
+        check_logits(logits, targets)
+        chosen = logits.gather(1, targets.unsqueeze(1)).squeeze(1)
         # Only the input's gradient is asked for, so no weight gradient is computed.
         (gradient,) = torch.autograd.grad(chosen.sum(), x)
-    terms.add(gradient * x.detach(), on_image=True)
-    return _Parts(terms.maps, terms.errors(chosen.detach()))
-
-
-def _chosen_logits(logits: Tensor, targets: Tensor) -> Tensor:
-    if logits.ndim != 2:
-        raise ValueError(f"the model must return logits (N, C), not {tuple(logits.shape)}")
-    if not torch.isfinite(logits).all():
-        raise ValueError("the model's logits are not all finite")
-    _check_range(targets, logits.shape[1], "targets")
-    return logits.gather(1, targets.unsqueeze(1)).squeeze(1)
-
-
-def _check_range(labels: Tensor, classes: int, what: str) -> None:
-    if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
-        raise ValueError(f"{what} must lie in 0..{classes - 1}")
+    terms.add_input(gradient * x.detach())
+    return Decomposition(terms.maps, terms.errors(chosen.detach()))
 
 
 @contextmanager
 def _bias_terms(model: nn.Module, terms: _Terms) -> Iterator[None]:
-    """Within the block, add to `terms` gradient times bias of each run of each biased layer.
+    """Within the block, add to `terms` the gradient and bias of each run of each biased layer.
 
     The gradient comes from a hook on the output tensor itself, set before a later in-place
     operation (ReLU, a residual sum) can overwrite it: autograd then gives the gradient of the
@@ -292,7 +351,7 @@ def _bias_terms(model: nn.Module, terms: _Terms) -> Iterator[None]:
         channels = not isinstance(layer, nn.Linear)
         shaped = bias.view(-1, *[1] * (output.ndim - 2)) if channels else bias
         on_image = channels and output.ndim == 4
-        output.register_hook(lambda gradient: terms.add(gradient * shaped, on_image=on_image))
+        output.register_hook(lambda gradient: terms.add_layer(gradient, shaped, on_image=on_image))
 
     handles: list[RemovableHandle] = []
     try:
@@ -329,10 +388,3 @@ def _overlay(values: Tensor, size: torch.Size, reading: Reading) -> Tensor:
     rescaled = shifted / (shifted.amax(dims, keepdim=True) + eps)
     summed = rescaled.sum(dim=1, keepdim=True)
     return F.interpolate(summed, size, mode="bilinear", align_corners=together).squeeze(1)
-
-
-def _rescale(maps: Tensor) -> Tensor:
-    """Rescale each of (C, H, W) to 0..1; a constant one becomes zeros."""
-    shifted = maps - maps.amin((1, 2), keepdim=True)
-    span = shifted.amax((1, 2), keepdim=True)
-    return shifted / torch.where(span > 0, span, 1)

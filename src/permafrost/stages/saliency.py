@@ -1,4 +1,4 @@
-"""Stage saliency: FullGrad maps of what the network looks at, one for each class."""
+"""Stage saliency: maps of what the network looks at, one for each class."""
 
 from collections.abc import Iterator
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 from permafrost.artifacts import load_tasks, save_tensors
 from permafrost.data import Batches, LabeledImages
-from permafrost.explain import class_saliency, fullgrad, is_piecewise_linear
+from permafrost.explain import class_saliency, is_piecewise_linear, saliency_maps
 from permafrost.pictures import draw_saliency
 from permafrost.stages.workspace import (
     SALIENCY,
@@ -25,7 +25,7 @@ BATCH_SIZE = 64
 
 
 class IncompleteSaliency(RuntimeError):
-    """The terms of FullGrad do not add up to the logit: the maps cannot be trusted."""
+    """The terms of a decomposition do not add up to the logit: the maps cannot be trusted."""
 
 
 def run(seed: int) -> None:
@@ -35,7 +35,7 @@ def run(seed: int) -> None:
         task = sequence.tasks[0]
         model = workspace.first_network(seed).view("shared", 0, 1)
         batches = Batches(task.train, sequence.normalization, workspace.device)
-        reading = workspace.params.saliency.reading
+        method, reading = workspace.params.saliency.method, workspace.params.saliency.reading
         with progress_bar(f"saliency, seed {seed}", len(batches)) as advance:
 
             def shown() -> Iterator[tuple[Tensor, Tensor]]:
@@ -43,16 +43,18 @@ def run(seed: int) -> None:
                     yield images, labels
                     advance(len(labels))
 
-            result = class_saliency(model, shown(), len(task.classes), reading=reading)
-        error = float(result.completeness)
-        if is_piecewise_linear(model) and error > COMPLETENESS_BOUND:
+            result = class_saliency(
+                model, shown(), len(task.classes), method=method, reading=reading
+            )
+        error = result.completeness
+        if error is not None and error > COMPLETENESS_BOUND and is_piecewise_linear(model):
             raise IncompleteSaliency(
-                f"FullGrad's terms miss the logit by {error:.1e}, more than {COMPLETENESS_BOUND}"
+                f"{method}'s terms miss the logit by {error:.1e}, more than {COMPLETENESS_BOUND}"
             )
         save_tensors(
             seed_file(SALIENCY, seed),
             {"maps": result.maps},
-            {"classes": list(task.classes), "completeness_error": error},
+            {"classes": list(task.classes), "method": method, "completeness_error": error},
         )
         chosen = torch.cat(
             [
@@ -63,7 +65,7 @@ def run(seed: int) -> None:
         examples = LabeledImages(task.train.images[chosen], task.train.labels[chosen])
         maps = torch.cat(
             [
-                fullgrad(model, images, labels, reading=reading)
+                saliency_maps(model, images, labels, method, reading=reading)
                 for images, labels in Batches(
                     examples, sequence.normalization, workspace.device
                 ).ordered(BATCH_SIZE)
@@ -75,5 +77,7 @@ def run(seed: int) -> None:
             examples.images,
             maps.cpu(),
             result.maps.cpu(),
+            method,
         )
-        print(f"saliency, seed {seed}: FullGrad's terms add up to the logit within {error:.1e}")
+        about = "" if error is None else f", its terms add up to the logit within {error:.1e}"
+        print(f"saliency, seed {seed}: maps by {method}{about}")
