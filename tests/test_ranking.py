@@ -12,6 +12,7 @@ from permafrost.ranking import (
     AGGREGATES,
     CONTROLS,
     METRICS,
+    RESPONSES,
     Evidence,
     check_criterion,
     count_frozen,
@@ -42,6 +43,10 @@ def make_evidence(sizes=(4, 6), seed=0):
         },
         class_maps=torch.rand(3, 12, 12, generator=generator),
         seed=seed,
+        gammas={f"conv{i}": torch.ones(f) for i, f in enumerate(sizes)},
+        class_scores={
+            name: {f"conv{i}": torch.ones(f, 3) for i, f in enumerate(sizes)} for name in RESPONSES
+        },
     )
 
 
@@ -134,8 +139,9 @@ def test_magnitude_is_the_mean_absolute_weight():
 
 def test_known_criteria_are_all_usable():
     names = known_criteria()
-    assert names == (*METRICS, *CONTROLS)
-    assert {"random", "magnitude"} <= set(CONTROLS)
+    assert names == (*METRICS, *CONTROLS, *RESPONSES)
+    assert set(CONTROLS) == {"random", "magnitude", "bn_gamma"}
+    assert RESPONSES == ("activation", "taylor", "fisher", "relevance")
     evidence = make_evidence()
     for name in names:
         check_criterion(name)
@@ -170,7 +176,7 @@ def test_a_users_metric_is_a_criterion(tmp_path, monkeypatch):
 @pytest.mark.parametrize("use", [check_criterion, lambda name: score_filters(name, Evidence({}))])
 def test_unknown_criteria(use):
     with pytest.raises(
-        InputError, match=r"'magnitud' is unknown: .*mse.*random, magnitude, or mod"
+        InputError, match=r"'magnitud' is unknown: .*mse.*random, magnitude, .*taylor.*, or mod"
     ):
         use("magnitud")
     with pytest.raises(InputError, match="cannot be imported"):
@@ -225,7 +231,8 @@ def test_mean_and_max_differ():
 @pytest.mark.parametrize("aggregate", AGGREGATES)
 @pytest.mark.parametrize("reverse", [False, True])
 def test_ties_go_to_the_lower_index(aggregate, reverse):
-    assert order_filters(torch.zeros(70, 3), aggregate, reverse).tolist() == list(range(70))
+    classes = 1 if aggregate == "combined" else 3
+    assert order_filters(torch.zeros(70, classes), aggregate, reverse).tolist() == list(range(70))
     scores = torch.tensor([[1.0], [2.0], [1.0], [2.0]])
     expected = [0, 2, 1, 3] if reverse else [1, 3, 0, 2]
     assert order_filters(scores, aggregate, reverse).tolist() == expected
@@ -235,6 +242,8 @@ def test_ties_go_to_the_lower_index(aggregate, reverse):
 @pytest.mark.parametrize("shape", [(1, 1), (3, 7), (64, 5), (512, 50)])
 def test_an_order_is_a_permutation_and_reverse_that_of_negated_scores(aggregate, shape):
     scores = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    if aggregate == "combined":
+        scores = scores[:, :1]
     order = order_filters(scores, aggregate)
     assert sorted(order.tolist()) == list(range(shape[0]))
     if aggregate != "max":

@@ -1,7 +1,7 @@
 """Ranking: which filters of a layer matter for the classes that are to be kept.
 
-Scores come from a criterion (a map metric or a control), an order from the scores, and a mask of
-frozen filters from the order.
+Scores come from a criterion (a map metric, a control or a response criterion), an order from the
+scores, and a mask of frozen filters from the order.
 
 Examples
 --------
@@ -26,7 +26,10 @@ from permafrost.ranking.criteria import (
     Criterion,
     Evidence,
     check_criterion,
+    combine_classes,
     known_criteria,
+    needs_maps,
+    network_evidence,
     score_filters,
 )
 from permafrost.ranking.metrics import (
@@ -36,22 +39,30 @@ from permafrost.ranking.metrics import (
     get_metric,
     map_metric,
 )
+from permafrost.ranking.relevance import FilterRelevance
+from permafrost.ranking.responses import RESPONSES, filter_responses
 from permafrost.ranking.selection import AGGREGATES, count_frozen, frozen_mask, order_filters
 
 __all__ = [
     "AGGREGATES",
     "CONTROLS",
     "METRICS",
+    "RESPONSES",
     "Criterion",
     "Evidence",
+    "FilterRelevance",
     "MapMetric",
     "check_criterion",
+    "combine_classes",
     "count_frozen",
     "evaluate_metric",
+    "filter_responses",
     "frozen_mask",
     "get_metric",
     "known_criteria",
     "map_metric",
+    "needs_maps",
+    "network_evidence",
     "order_filters",
     "score_filters",
 ]

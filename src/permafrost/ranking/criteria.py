@@ -1,18 +1,23 @@
 """Criteria: what scores the filters of every layer.
 
-A criterion is a map metric (built in or a user's ``module:function``) or a control that ranks
-without maps. To add one, write a function of :class:`Evidence` and enter it in ``CONTROLS``.
+A criterion is one of three kinds. A map metric, built in or a user's ``module:function``, compares
+the maps of filters and classes. A control looks at the weights alone; to add one, write a function
+of :class:`Evidence` and enter it in ``CONTROLS``. A response criterion looks at how the filters
+respond to images: :func:`permafrost.ranking.responses.filter_responses` computes it.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from permafrost.errors import InputError
+from permafrost.explain import conv_layers
+from permafrost.freezing import batch_norm_after
 from permafrost.ranking.metrics import METRICS, evaluate_metric, get_metric
+from permafrost.ranking.responses import RESPONSES
 
 
 @dataclass(frozen=True)
@@ -29,12 +34,72 @@ class Evidence:
         Maps of the classes; only map metrics need them.
     seed : int
         Not negative; the seed of criteria that draw numbers.
+    gammas : Mapping[str, Tensor]
+        γ (F,) of the BatchNorm behind each of the layers that has one; only ``bn_gamma`` needs it.
+    class_scores : Mapping[str, Mapping[str, Tensor]]
+        Scores (F, C) of the same layers' filters, for each response criterion that is asked for.
     """
 
     weights: Mapping[str, Tensor]
     filter_maps: Mapping[str, Tensor] = field(default_factory=dict)
     class_maps: Tensor | None = None
     seed: int = 0
+    gammas: Mapping[str, Tensor] = field(default_factory=dict)
+    class_scores: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
+
+
+def network_evidence(model: nn.Module, seed: int) -> Evidence:
+    """Return the evidence that lies in a network's weights: all that the controls need.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Any network.
+    seed : int
+        Not negative; the seed of criteria that draw numbers.
+
+    Returns
+    -------
+    evidence : Evidence
+        Weights and, where a BatchNorm stands directly behind a convolution, γ; on the CPU.
+    """
+    norms = {conv: model.get_submodule(norm) for conv, norm in batch_norm_after(model).items()}
+    return Evidence(
+        weights={name: layer.weight.detach().cpu() for name, layer in conv_layers(model).items()},
+        gammas={
+            conv: norm.weight.detach().cpu()
+            for conv, norm in norms.items()
+            if isinstance(norm, nn.BatchNorm2d) and norm.affine
+        },
+        seed=seed,
+    )
+
+
+def combine_classes(evidence: Evidence) -> Evidence:
+    """Let one map and one score stand for all classes, which count alike.
+
+    Parameters
+    ----------
+    evidence : Evidence
+        Its class maps and class scores are combined, the rest is passed on.
+
+    Returns
+    -------
+    evidence : Evidence
+        Its class map (1, H, W) is the mean of the class maps, rescaled to 0..1; a constant mean
+        becomes zeros. Its class scores (F, 1) are the means over the classes.
+    """
+    maps = evidence.class_maps
+    scores = {
+        criterion: {
+            layer: values.double().mean(dim=1, keepdim=True).to(values.dtype)
+            for layer, values in layers.items()
+        }
+        for criterion, layers in evidence.class_scores.items()
+    }
+    return replace(
+        evidence, class_maps=None if maps is None else _mean_map(maps), class_scores=scores
+    )
 
 
 Criterion = Callable[[Evidence], dict[str, Tensor]]
@@ -91,12 +156,53 @@ def magnitude_scores(evidence: Evidence) -> dict[str, Tensor]:
     }
 
 
-CONTROLS: dict[str, Criterion] = {"random": random_scores, "magnitude": magnitude_scores}
+def bn_gamma_scores(evidence: Evidence) -> dict[str, Tensor]:
+    """Score every filter by abs(γ) of the BatchNorm behind it (Liu et al. 2017).
+
+    Parameters
+    ----------
+    evidence : Evidence
+        Its weights (for the layers' names) and gammas are used.
+
+    Returns
+    -------
+    scores : dict[str, Tensor (F, 1)]
+        float32, 0 or more.
+
+    Raises
+    ------
+    InputError
+        If a layer has no BatchNorm, or one without γ.
+
+    References
+    ----------
+    Liu, Li, Shen, Huang, Yan & Zhang, "Learning efficient convolutional networks through network
+    slimming", ICCV 2017. They train with a penalty on γ, which is left out here.
+    """
+    for layer in evidence.weights:
+        if layer not in evidence.gammas:
+            raise InputError(
+                f"criterion 'bn_gamma' needs a BatchNorm directly behind every convolution, "
+                f"but layer {layer} has none: choose another criterion or a network with BatchNorm"
+            )
+    return {layer: evidence.gammas[layer].float().abs()[:, None] for layer in evidence.weights}
+
+
+CONTROLS: dict[str, Criterion] = {
+    "random": random_scores,
+    "magnitude": magnitude_scores,
+    "bn_gamma": bn_gamma_scores,
+}
 
 
 def known_criteria() -> tuple[str, ...]:
-    """Return the names of the built-in criteria: the map metrics, then the controls."""
-    return (*METRICS, *CONTROLS)
+    """Return the built-in criteria: the map metrics, the controls, the response criteria."""
+    return (*METRICS, *CONTROLS, *RESPONSES)
+
+
+def needs_maps(criterion: str) -> bool:
+    """Tell whether a criterion is a map metric, built in or a user's own."""
+    return criterion not in CONTROLS and criterion not in RESPONSES
 
 
 def check_criterion(name: str) -> None:
@@ -112,7 +218,7 @@ def check_criterion(name: str) -> None:
     InputError
         If the name is unknown or the user's metric cannot be used.
     """
-    if name in CONTROLS:
+    if not needs_maps(name):
         return
     if name not in METRICS and ":" not in name:
         known = ", ".join(known_criteria())
@@ -128,25 +234,39 @@ def score_filters(criterion: str, evidence: Evidence) -> dict[str, Tensor]:
     criterion : str
         One of :func:`known_criteria`, or ``module:function`` for a user's own map metric.
     evidence : Evidence
-        Weights for the controls; weights, filter maps and class maps for the map metrics.
+        Weights (and gammas) for the controls; weights, filter maps and class maps for the map
+        metrics; weights and class scores for the response criteria.
 
     Returns
     -------
     scores : dict[str, Tensor (F, C)]
         Keys in the order of the weights. A metric of which lower values are better is negated.
-        Controls that know no classes give (F, 1).
+        Controls know no classes and give (F, 1).
 
     Raises
     ------
     InputError
-        If the criterion is unknown or a user's metric gives unusable scores.
+        If the criterion is unknown, a user's metric gives unusable scores, or the network lacks
+        what the criterion looks at.
     ValueError
-        If a map metric is asked for and maps are missing, do not fit or are not finite.
+        If maps or class scores that the criterion needs are missing or do not fit, or maps are
+        not finite.
     """
     check_criterion(criterion)
     if criterion in CONTROLS:
         return CONTROLS[criterion](evidence)
+    if criterion in RESPONSES:
+        return _class_scores(criterion, evidence)
     return _map_scores(criterion, evidence)
+
+
+def _class_scores(criterion: str, evidence: Evidence) -> dict[str, Tensor]:
+    """Return the scores of a response criterion."""
+    layers = evidence.class_scores.get(criterion, {})
+    for layer, weight in evidence.weights.items():
+        if layer not in layers or len(layers[layer]) != len(weight):
+            raise ValueError(f"criterion '{criterion}' needs class scores of '{layer}'")
+    return {layer: layers[layer] for layer in evidence.weights}
 
 
 def _map_scores(name: str, evidence: Evidence) -> dict[str, Tensor]:
@@ -163,6 +283,13 @@ def _map_scores(name: str, evidence: Evidence) -> dict[str, Tensor]:
         values = evaluate_metric(metric, maps, class_maps)
         scores[layer] = values if metric.higher_is_better else -values
     return scores
+
+
+def _mean_map(maps: Tensor) -> Tensor:
+    """Average maps (C, H, W) and rescale the mean to 0..1: (1, H, W)."""
+    mean = maps.double().mean(dim=0, keepdim=True)
+    low, high = torch.aminmax(mean)
+    return ((mean - low) / torch.where(high > low, high - low, 1)).to(maps.dtype)
 
 
 def _generator(seed: int, position: int) -> torch.Generator:

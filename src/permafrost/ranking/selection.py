@@ -8,7 +8,7 @@ from torch import Tensor
 
 from permafrost.errors import InputError
 
-AGGREGATES = ("union", "mean", "max")
+AGGREGATES = ("union", "mean", "max", "combined")
 
 
 def order_filters(scores: Tensor, aggregate: str = "union", reverse: bool = False) -> Tensor:
@@ -18,14 +18,15 @@ def order_filters(scores: Tensor, aggregate: str = "union", reverse: bool = Fals
     ----------
     scores : Tensor (F, C)
         Scores of F filters for C classes (C >= 1); higher is better.
-    aggregate : {"union", "mean", "max"}
+    aggregate : {"union", "mean", "max", "combined"}
         How the classes' orders combine. ``union``: the classes take turns, class 0 first, and each
         adds its best filter that is not yet taken. ``mean`` and ``max``: by the mean or maximum of
-        a filter's scores over the classes.
+        a filter's scores over the classes. ``combined``: the scores (F, 1) come from evidence of
+        all classes at once, as :func:`permafrost.ranking.combine_classes` makes it.
     reverse : bool
-        Worst first: under ``union`` each class adds its worst filter not yet taken, under ``mean``
-        and ``max`` the lowest mean or maximum comes first. Ties still go by the lower index, so
-        this is not the flipped order.
+        Worst first: under ``union`` each class adds its worst filter not yet taken, else the
+        lowest mean, maximum or score comes first. Ties still go by the lower index, so this is
+        not the flipped order.
 
     Returns
     -------
@@ -37,13 +38,15 @@ def order_filters(scores: Tensor, aggregate: str = "union", reverse: bool = Fals
     InputError
         If the aggregate is unknown.
     ValueError
-        If the scores are not (F, C) with C >= 1, or not finite.
+        If the scores are not (F, C) with C >= 1 (C = 1 if ``combined``), or not finite.
     """
     if aggregate not in AGGREGATES:
         known = ", ".join(AGGREGATES)
         raise InputError(f"aggregate '{aggregate}' is unknown: use one of {known}")
     if scores.ndim != 2 or scores.shape[1] == 0:
         raise ValueError(f"scores have shape {tuple(scores.shape)}, not (F, C) with C >= 1")
+    if aggregate == "combined" and scores.shape[1] != 1:
+        raise ValueError(f"aggregate 'combined' needs scores (F, 1), not {tuple(scores.shape)}")
     if not torch.isfinite(scores).all():
         raise ValueError("scores are not finite")
     if aggregate == "mean":

@@ -1,25 +1,37 @@
-"""Stage rank: order every layer's filters by how well they agree with the class maps."""
+"""Stage rank: order every layer's filters by each criterion."""
+
+from collections.abc import Mapping
+from dataclasses import replace
 
 from torch import Tensor
 
-from permafrost.artifacts import load_tensors, require, save_tensors
+from permafrost.artifacts import load_tasks, load_tensors, require, save_tensors
+from permafrost.data import Batches
 from permafrost.experiment import explain_config
-from permafrost.explain import conv_layers
+from permafrost.models import TaskNetwork
 from permafrost.pictures import draw_best_and_worst
-from permafrost.ranking import CONTROLS, Evidence
+from permafrost.ranking import (
+    RESPONSES,
+    Evidence,
+    filter_responses,
+    needs_maps,
+    network_evidence,
+)
 from permafrost.stages.workspace import (
     FILTERS,
     RANK_PICTURES,
     RANKS,
     SALIENCY,
+    TASKS,
+    Workspace,
     open_stage,
     seed_file,
 )
-from permafrost.strategies.reranking import order_layers
+from permafrost.strategies.reranking import BATCH_SIZE, order_layers
 
 
-def read_evidence(seed: int, weights: dict[str, Tensor]) -> tuple[Evidence, list[str]]:
-    """Read the maps that the stages before have written; return them and the classes' names.
+def read_maps(seed: int, evidence: Evidence) -> tuple[Evidence, list[str]]:
+    """Add the maps that the stages before have written; return the classes' names too.
 
     Raises
     ------
@@ -29,26 +41,36 @@ def read_evidence(seed: int, weights: dict[str, Tensor]) -> tuple[Evidence, list
     saliency, about = load_tensors(seed_file(SALIENCY, seed))
     filters, _ = load_tensors(seed_file(FILTERS, seed))
     require("maps" in saliency, seed_file(SALIENCY, seed), "holds no class maps")
-    for name, weight in weights.items():
+    for name, weight in evidence.weights.items():
         maps = filters.get(f"{name}/maps")
         whole = maps is not None and len(maps) == len(weight)
         require(whole, seed_file(FILTERS, seed), f"holds no maps of layer {name}")
-    evidence = Evidence(
-        weights=weights,
-        filter_maps={name: filters[f"{name}/maps"] for name in weights},
-        class_maps=saliency["maps"],
-        seed=seed,
-    )
+    filter_maps = {name: filters[f"{name}/maps"] for name in evidence.weights}
+    evidence = replace(evidence, filter_maps=filter_maps, class_maps=saliency["maps"])
     return evidence, about["classes"]
+
+
+def measure_responses(
+    workspace: Workspace, seed: int, network: TaskNetwork
+) -> Mapping[str, Mapping[str, Tensor]]:
+    """Show the network the first task's training images, if a criterion asks for it."""
+    criteria = [metric for metric in workspace.params.rank.metrics if metric in RESPONSES]
+    if not criteria:
+        return {}
+    sequence = load_tasks(seed_file(TASKS, seed))
+    task = sequence.tasks[0]
+    batches = Batches(task.train, sequence.normalization, workspace.device)
+    model = network.view("shared", 0, 1)
+    return filter_responses(model, batches.ordered(BATCH_SIZE), len(task.classes), criteria)
 
 
 def run(seed: int) -> None:
     """Write scores and orders by every metric, and a picture of the best and worst filters."""
     with open_stage("rank", seed) as workspace:
         params = workspace.params
-        layers = conv_layers(workspace.first_network(seed))
-        weights = {name: layer.weight.detach().cpu() for name, layer in layers.items()}
-        evidence, classes = read_evidence(seed, weights)
+        network = workspace.first_network(seed)
+        evidence, classes = read_maps(seed, network_evidence(network, seed))
+        evidence = replace(evidence, class_scores=measure_responses(workspace, seed, network))
         config = explain_config(params)
         tensors: dict[str, Tensor] = {}
         for metric in params.rank.metrics:
@@ -56,6 +78,6 @@ def run(seed: int) -> None:
             tensors |= {f"{metric}/{name}/scores": values for name, values in scores.items()}
             tensors |= {f"{metric}/{name}/order": values for name, values in orders.items()}
         save_tensors(seed_file(RANKS, seed), tensors, {"metrics": params.rank.metrics})
-        # Controls look at no maps: there is nothing to show beside each other.
-        shown = next((m for m in params.rank.metrics if m not in CONTROLS), "mse")
+        # Other criteria look at no maps: there is nothing to show beside each other.
+        shown = next((metric for metric in params.rank.metrics if needs_maps(metric)), "mse")
         draw_best_and_worst(seed_file(RANK_PICTURES, seed, ".png"), classes, evidence, shown)
