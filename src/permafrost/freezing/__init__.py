@@ -14,11 +14,16 @@
 
 from permafrost.freezing.freeze import FilterMasks, batch_norm_after, frozen_filters
 from permafrost.freezing.layers import BATCH_NORM_FREEZES, BatchNormFreeze
+from permafrost.freezing.weights import WeightMasks, current_weights, frozen_weights, plain_copy
 
 __all__ = [
     "BATCH_NORM_FREEZES",
     "BatchNormFreeze",
     "FilterMasks",
+    "WeightMasks",
     "batch_norm_after",
+    "current_weights",
     "frozen_filters",
+    "frozen_weights",
+    "plain_copy",
 ]

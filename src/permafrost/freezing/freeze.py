@@ -13,6 +13,7 @@ from permafrost.freezing.layers import (
     PartlyFrozenBatchNorm2d,
     PartlyFrozenConv2d,
 )
+from permafrost.freezing.weights import replace_module
 
 FilterMasks = Mapping[str, Tensor]
 
@@ -72,14 +73,14 @@ def frozen_filters(
     stand_ins = _make_stand_ins(model, masks, batch_norm)
     for name, stand_in in stand_ins.items():
         stand_in.train(model.get_submodule(name).training)
-        _replace(model, name, stand_in)
+        replace_module(model, name, stand_in)
     try:
         yield model
     finally:
         for name, stand_in in stand_ins.items():
             original = stand_in.write_back()
             original.train(stand_in.training)
-            _replace(model, name, original)
+            replace_module(model, name, original)
 
 
 def _make_stand_ins(
@@ -107,8 +108,3 @@ def _make_stand_ins(
                 norm, mask, statistics=batch_norm == "full"
             )
     return stand_ins
-
-
-def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
-    parent, _, child = name.rpartition(".")
-    setattr(model.get_submodule(parent), child, module)

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from permafrost.freezing.functions import LiveRowsConv2d, PartlyFrozenNorm
+
 BatchNormFreeze = Literal["full", "affine", "none"]
 BATCH_NORM_FREEZES: tuple[BatchNormFreeze, ...] = ("full", "affine", "none")
 
@@ -64,9 +66,20 @@ class PartlyFrozenConv2d(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Convolve (N, I, H, W) to (N, F, h, w)."""
-        bias = None if self.bias_rows is None else self.bias_rows()
+        weight, bias = self.weight_rows, self.bias_rows
         (conv,) = self._original
-        return conv._conv_forward(inputs, self.weight_rows(), bias)
+        if conv.padding_mode != "zeros" or conv.groups != 1 or isinstance(conv.padding, str):
+            return conv._conv_forward(inputs, weight(), None if bias is None else bias())
+        result: Tensor = LiveRowsConv2d.apply(
+            inputs,
+            weight().detach(),
+            None if bias is None else bias().detach(),
+            weight.live,
+            None if bias is None else bias.live,
+            weight.live_index,
+            (list(conv.stride), list(conv.padding), list(conv.dilation)),
+        )  # type: ignore[no-untyped-call]
+        return result
 
     @torch.no_grad()
     def write_back(self) -> nn.Conv2d:
@@ -118,43 +131,26 @@ class PartlyFrozenBatchNorm2d(nn.Module):
         if not self.training:
             mean, var = self.running_mean, self.running_var
             return F.batch_norm(inputs, mean, var, weight, bias, eps=norm.eps)
+        held = self.frozen if self.statistics else torch.zeros_like(self.frozen)
+        if not bool(held.all()):
+            self.num_batches_tracked.add_(1)
+        # Without a momentum PyTorch's running statistics are the plain average of all batches.
+        momentum = norm.momentum
+        if momentum is None:
+            momentum = 1.0 / max(1.0, float(self.num_batches_tracked))
         if not self.statistics:
-            return self._normalise_by_batch(inputs, weight, bias)
-        # By its frozen statistics a channel is scale * input + shift. It goes through the batch
-        # normalisation with a weight of zero, so that neither its output nor its gradient sees the
-        # batch's statistics: one pass more instead of two normalisations and a choice.
-        scale = weight.detach() * (self.running_var + norm.eps).rsqrt()
-        shift = bias.detach() - self.running_mean * scale
-        zero = torch.zeros_like(scale)
-        output = self._normalise_by_batch(
-            inputs,
-            torch.where(self.frozen, zero, weight),
-            torch.where(self.frozen, shift, bias),
-        )
-        scale = torch.where(self.frozen, scale, zero)
-        return torch.addcmul(output, inputs, scale[:, None, None])
+            mean, var = self.running_mean, self.running_var
+            return F.batch_norm(inputs, mean, var, weight, bias, True, momentum, norm.eps)
+        result: Tensor = PartlyFrozenNorm.apply(
+            inputs, weight, bias, held, self.running_mean, self.running_var, momentum, norm.eps
+        )  # type: ignore[no-untyped-call]
+        return result
 
     def _affine(self) -> tuple[Tensor, Tensor]:
         """Return γ and β."""
         if self.weight_rows is None or self.bias_rows is None:
             return torch.ones_like(self.running_mean), torch.zeros_like(self.running_mean)
         return self.weight_rows(), self.bias_rows()
-
-    def _normalise_by_batch(self, inputs: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        """Normalise by the batch's statistics, which also move the live running ones."""
-        (norm,) = self._original
-        if not (self.statistics and bool(self.frozen.all())):
-            self.num_batches_tracked.add_(1)
-        # Without a momentum PyTorch's running statistics are the plain average of all batches.
-        momentum = norm.momentum
-        if momentum is None:
-            momentum = 1.0 / float(self.num_batches_tracked)
-        mean, var = self.running_mean.clone(), self.running_var.clone()
-        output = F.batch_norm(inputs, mean, var, weight, bias, True, momentum, norm.eps)
-        held = self.frozen if self.statistics else torch.zeros_like(self.frozen)
-        self.running_mean.copy_(torch.where(held, self.running_mean, mean))
-        self.running_var.copy_(torch.where(held, self.running_var, var))
-        return output
 
     @torch.no_grad()
     def write_back(self) -> nn.BatchNorm2d:
@@ -170,3 +166,77 @@ class PartlyFrozenBatchNorm2d(nn.Module):
             norm.weight.copy_(self.weight_rows())
             norm.bias.copy_(self.bias_rows())
         return norm
+
+
+class HeldElements(nn.Module):
+    """A tensor of which only some elements move.
+
+    Parameters
+    ----------
+    values : Tensor
+        Starting values.
+    frozen : Tensor of bool, of the same shape
+        True where an element must not move.
+    """
+
+    initial: Tensor
+    frozen: Tensor
+
+    def __init__(self, values: Tensor, frozen: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("initial", values.detach().clone())
+        # In the values' own memory format, in which the network computes.
+        marked = torch.zeros_like(values, dtype=torch.bool).copy_(frozen)
+        self.register_buffer("frozen", marked)
+        self.moving = nn.Parameter(values.detach().clone())
+
+    def forward(self) -> Tensor:
+        """Return all elements."""
+        return torch.where(self.frozen, self.initial, self.moving)
+
+
+class HeldLayer(nn.Module):
+    """A convolution or linear layer of which single weights are frozen.
+
+    Parameters
+    ----------
+    layer : nn.Conv2d or nn.Linear
+        The layer to stand in for; it is not changed until :meth:`write_back`.
+    frozen : dict of str to Tensor of bool
+        For ``weight`` and ``bias``, of their shapes, True for each frozen element.
+
+    Raises
+    ------
+    ValueError
+        If the layer is of another kind.
+    """
+
+    def __init__(self, layer: nn.Module, frozen: dict[str, Tensor]) -> None:
+        super().__init__()
+        if not isinstance(layer, nn.Conv2d | nn.Linear):
+            raise ValueError(f"single weights of a {type(layer).__name__} cannot be frozen")
+        self._original = (layer,)
+        self.weight_rows = _hold(layer.weight, frozen.get("weight"))
+        self.bias_rows = None if layer.bias is None else _hold(layer.bias, frozen.get("bias"))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Apply the layer."""
+        (layer,) = self._original
+        weight, bias = self.weight_rows(), None if self.bias_rows is None else self.bias_rows()
+        if isinstance(layer, nn.Conv2d):
+            return layer._conv_forward(inputs, weight, bias)
+        return F.linear(inputs, weight, bias)
+
+    @torch.no_grad()
+    def write_back(self) -> nn.Conv2d | nn.Linear:
+        """Copy what was learned into the original layer and return it."""
+        (layer,) = self._original
+        layer.weight.copy_(self.weight_rows())
+        if layer.bias is not None and self.bias_rows is not None:
+            layer.bias.copy_(self.bias_rows())
+        return layer
+
+
+def _hold(values: Tensor, frozen: Tensor | None) -> HeldElements:
+    nothing = torch.zeros_like(values, dtype=torch.bool)
+    return HeldElements(values, nothing if frozen is None else frozen)
