@@ -1,10 +1,38 @@
-"""What the tests share: one thread, and tasks and networks that train in a moment."""
+"""What the tests share: one thread, and tasks, networks and strategies that train in a moment."""
+
+import copy
+from contextlib import contextmanager, nullcontext
 
 import pytest
 import torch
 
+from permafrost.cells import CellStore
 from permafrost.data import LabeledImages, Normalization, Task, TaskSequence
 from permafrost.models import build_network
+from permafrost.strategies import (
+    INTEGRAL,
+    KNOWLEDGE,
+    CriticalLayer,
+    Ewc,
+    Finetune,
+    FragileLayer,
+    Freeze,
+    FreezeEwc,
+    FreezeLwf,
+    Guard,
+    Joint,
+    Keep,
+    Learner,
+    Lesson,
+    LinearProbe,
+    Lwf,
+    PackNet,
+    PathIntegral,
+    Progress,
+    Replay,
+    Si,
+    body_parameters,
+)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -28,7 +56,7 @@ def make_part(patterns, per_class, generator):
 def make_sequence():
     """Return a builder of tasks: every class is a coarse random pattern under noise."""
 
-    def build(tasks=2, classes=2, train=4, test=3, seed=0):
+    def build(tasks=2, classes=2, train=4, test=3, seed=0, validation=0):
         generator = torch.Generator().manual_seed(seed)
         built = []
         for task in range(tasks):
@@ -38,7 +66,7 @@ def make_sequence():
                 Task(
                     tuple(f"class {task * classes + index}" for index in range(classes)),
                     make_part(patterns, train, generator),
-                    make_part(patterns, 0, generator),
+                    make_part(patterns, validation, generator),
                     make_part(patterns, test, generator),
                 )
             )
@@ -74,3 +102,113 @@ def same_bits():
         )
 
     return check
+
+
+@pytest.fixture
+def half_masks():
+    """Return a source of masks that freeze every other filter of each layer."""
+
+    def choose(network, learned):
+        return {
+            name: torch.arange(layer.out_channels) % 2 == 0
+            for name, layer in network.named_modules()
+            if isinstance(layer, torch.nn.Conv2d)
+        }
+
+    return choose
+
+
+@pytest.fixture
+def make_strategy(half_masks):
+    """Return a builder of strategies by name; ``masks`` is for those that freeze filters."""
+
+    def build(name, head, masks=half_masks):
+        return {
+            "finetune": lambda: Finetune(head),
+            "freeze": lambda: Freeze(head, masks),
+            "linear_probe": lambda: LinearProbe(head),
+            "joint": lambda: Joint(head),
+            "ewc": lambda: Ewc(head, 30.0),
+            "si": lambda: Si(head, 0.5),
+            "packnet": lambda: PackNet(head, 0.4),
+            "lwf": lambda: Lwf(head, 0.7, 2.0),
+            "critical_layer": lambda: CriticalLayer(head),
+            "fragile_layer": lambda: FragileLayer(head, 0.4),
+            "replay": lambda: Replay(head),
+            "freeze_ewc": lambda: FreezeEwc(head, Freeze(head, masks), Ewc(head, 30.0)),
+            "freeze_lwf": lambda: FreezeLwf(head, Freeze(head, masks), Lwf(head, 0.7, 2.0)),
+        }[name]()
+
+    return build
+
+
+@pytest.fixture
+def keep():
+    """Return how much is kept of each task: less than there is."""
+    return Keep(fisher_images=5, buffer_images=3)
+
+
+@pytest.fixture
+def learn_first(keep):
+    """Return a function that learns the first task, plainly, by the first head.
+
+    It returns what a strategy keeps of it.
+    """
+
+    def learn(network, sequence, config, strategy):
+        device, start = torch.device("cpu"), copy.deepcopy(network.state_dict())
+        integral = PathIntegral(body_parameters(network))
+
+        class Recorder(Finetune):
+            def while_learning(self, lesson, phase):
+                return nullcontext(Guard(observer=integral))
+
+        learner = Learner(sequence, config, head="shared", seed=0, device=device)
+        learner.learn_task(network, Recorder("shared"), Progress(0, []))
+        if strategy.knowledge is None:
+            return {}
+        memory = {f"{INTEGRAL}{name}": value for name, value in integral.tensors.items()}
+        lesson = Lesson(
+            network, 0, sequence, config, "shared", 0, device, keep, memory=memory, start=start
+        )
+        return KNOWLEDGE[strategy.knowledge](lesson)
+
+    return learn
+
+
+class FakeTracker:
+    """Notes what MLflow would be told."""
+
+    def __init__(self):
+        self.runs = []
+
+    @contextmanager
+    def live(self, record):
+        run = FakeRun(record)
+        self.runs.append(run)
+        yield run
+
+
+class FakeRun:
+    def __init__(self, record):
+        self.record, self.steps, self.result = record, [], None
+
+    def log(self, rows):
+        self.steps += [row["step"] for row in rows]
+
+    def finish(self, record):
+        self.result = record
+
+
+@pytest.fixture
+def make_store(tmp_path, monkeypatch):
+    """Return a builder of stores that tell no MLflow."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.delenv("PERMAFROST_FRESH", raising=False)
+
+    def build(name="project"):
+        store = CellStore(tmp_path / name)
+        store.tracker = FakeTracker()
+        return store
+
+    return build

@@ -24,7 +24,7 @@ TINY = {
         "pcts": [0.25, 0.5],
         "workers": 2,
     },
-    "report": {"pct": 0.5},
+    "tune": {"freeze": [{"pct": 0.5}]},
     "runtime": {"threads": 1, "device": "cpu"},
 }
 
@@ -135,6 +135,16 @@ class Project:
         # A connection of its own each time: MLflow's would outlive a store that a test deletes.
         with closing(sqlite3.connect(self.folder / "mlflow.db")) as store:
             return Counter(store.execute(query).fetchall())
+
+    def tags(self, experiment: str, tag: str) -> Counter[str]:
+        """Return the values of a tag of an experiment's runs, and how many have each."""
+        query = """
+            SELECT tags.value FROM runs JOIN tags USING (run_uuid) JOIN experiments
+            ON runs.experiment_id = experiments.experiment_id
+            WHERE experiments.name = ? AND tags.key = ? AND runs.lifecycle_stage = 'active'
+        """
+        with closing(sqlite3.connect(self.folder / "mlflow.db")) as store:
+            return Counter(value for (value,) in store.execute(query, (experiment, tag)))
 
     def client(self) -> Any:
         """Return an MLflow client of the project's store."""

@@ -51,6 +51,18 @@ def refusal(*command: str) -> str:
         ({"train": {"lr": True}}, ["train.lr", "number", "True"]),
         ({"model": {"arch": "vgg12"}}, ["model.arch", "vgg12", "vgg16"]),
         ({"model": {"head": "both"}}, ["model.head", "both", "multi"]),
+        ({"report": {"pct": 0.5}}, ["report", "unknown key"]),
+        ({"consolidate": {"buffer_images": 0}}, ["consolidate.buffer_images", "0", "equal to 1"]),
+        ({"tune": {"ewc": [{"pct": 0.5}]}}, ["tune.ewc", "pct", "strength"]),
+        ({"tune": {"freeze": [{"pct": 1.5}]}}, ["tune.freeze", "pct", "0..1"]),
+        (
+            {"tune": {"freeze": [{"pct": 0.5}, {"pct": 1}]}, "split": {"validation": 0.0}},
+            ["tune", "split.validation"],
+        ),
+        (
+            {"sweep": {"strategies": ["packnet"], "heads": ["expanding"]}},
+            ["sweep.strategies", "packnet", "expanding", "multi"],
+        ),
         ({"seeds": []}, ["seeds"]),
         ({"seeds": [1, 1]}, ["seeds", "twice"]),
         ({"split": {"tasks": 3}}, ["split.classes_per_task", "split.tasks", "10"]),
@@ -76,10 +88,11 @@ def test_parameters_are_checked_by_every_stage(project: Project) -> None:
         "visualize",
         "rank",
         "freeze",
+        "consolidate",
         "train_second",
     ):
         assert "freeze.pct" in refusal(stage, "--seed", "0")
-    for stage in ("evaluate", "sweep", "report"):
+    for stage in ("evaluate", "tune", "sweep", "report"):
         assert "freeze.pct" in refusal(stage)
 
 
@@ -97,7 +110,7 @@ def test_missing_params_file(project: Project) -> None:
 
 
 def test_unknown_profile(project: Project) -> None:
-    assert "demo, paper, photos, tables" in refusal("profile", "papers")
+    assert "demo, methods, paper, photos, tables" in refusal("profile", "papers")
 
 
 def test_copy_without_git(
@@ -118,6 +131,8 @@ def test_outside_of_a_project(
 
 def test_missing_inputs_of_a_stage(project: Project) -> None:
     assert "data/tasks/0.safetensors: not found" in refusal("train_first", "--seed", "0")
+    assert "models/path_integral/0.safetensors: not found" in refusal("consolidate", "--seed", "0")
+    assert "metrics/tune.json: not found" in refusal("sweep")
 
 
 @pytest.fixture

@@ -46,7 +46,7 @@ def one_by_one(data: LabeledImages, padding: int, flip: bool) -> Tensor:
 def test_crop_and_flip_are_torchvisions(shape, flip, padding):
     data = some_images(23, *shape)
     batches = Batches(data, PLAIN, "cpu").epoch(generator(), 5, flip=flip, padding=padding)
-    images = torch.cat([images for images, _ in batches])
+    images = torch.cat([images for images, _, _ in batches])
     assert torch.equal(as_bytes(images), one_by_one(data, padding, flip))
 
 
@@ -56,7 +56,7 @@ def test_random_crops_reach_every_offset_and_half_are_flipped():
         torch.zeros(4000, dtype=torch.int64),
     )
     batches = Batches(data, PLAIN, "cpu").epoch(generator(), 4000, flip=True, padding=1)
-    images, _ = next(batches)
+    images, _, _ = next(batches)
     windows, counts = as_bytes(images)[:, 0].flatten(1).unique(dim=0, return_counts=True)
     assert len(windows) == 9 * 2  # but those of a corner pixel alone are told apart by its place
     assert counts.min() > 4000 / 18 * 0.7
@@ -65,18 +65,30 @@ def test_random_crops_reach_every_offset_and_half_are_flipped():
 def test_every_image_comes_once_with_its_label():
     data = some_images(23)
     batches = list(Batches(data, PLAIN, "cpu").epoch(generator(), 5, flip=False, padding=0))
-    assert [len(labels) for _, labels in batches] == [5, 5, 5, 5, 3]
-    labels = torch.cat([labels for _, labels in batches])
+    for part in zip(*batches, strict=True):
+        assert [len(values) for values in part] == [5, 5, 5, 5, 3]
+    images, labels, positions = (torch.cat(part) for part in zip(*batches, strict=True))
     assert labels.tolist() != list(range(23))
     assert sorted(labels.tolist()) == list(range(23))
-    assert torch.equal(as_bytes(torch.cat([images for images, _ in batches])), data.images[labels])
+    assert torch.equal(as_bytes(images), data.images[labels])
+    assert torch.equal(positions, labels)  # the labels number the images through
+
+
+@pytest.mark.parametrize("padding", [0, 2])
+def test_positions_say_where_an_augmented_image_stands(padding):
+    data = LabeledImages(some_images(23).images, torch.arange(23) * 7 % 5)
+    drawn = Batches(data, PLAIN, "cpu").epoch(generator(), 4, flip=True, padding=padding)
+    _, labels, positions = (torch.cat(part) for part in zip(*drawn, strict=True))
+    assert positions.dtype == torch.int64
+    assert torch.equal(positions, torch.randperm(23, generator=generator()))
+    assert torch.equal(labels, data.labels[positions])
 
 
 def test_same_generator_same_epochs_and_the_next_epoch_differs():
     first, second = generator(), generator()
     batches = Batches(some_images(), SOME, "cpu")
     epochs = [
-        torch.cat([images for images, _ in batches.epoch(random, 4, flip=True, padding=2)])
+        torch.cat([images for images, _, _ in batches.epoch(random, 4, flip=True, padding=2)])
         for random in (first, second, first)
     ]
     assert torch.equal(epochs[0], epochs[1])
@@ -95,13 +107,17 @@ def test_batch_size_and_augmentation_leave_the_order_alone():
     batches = Batches(some_images(), SOME, "cpu")
     plain = batches.epoch(generator(), 4, flip=False, padding=0)
     augmented = batches.epoch(generator(), 7, flip=True, padding=3)
-    assert torch.equal(*(torch.cat([y for _, y in epoch]) for epoch in (plain, augmented)))
+    plain, augmented = (
+        [torch.cat(part) for part in zip(*epoch, strict=True)] for epoch in (plain, augmented)
+    )
+    assert torch.equal(plain[1], augmented[1])
+    assert torch.equal(plain[2], augmented[2])
 
 
 def test_padding_may_change_from_epoch_to_epoch():
     data, batches = some_images(), Batches(some_images(), PLAIN, "cpu")
     for padding in (4, 0, 2):
-        images, _ = next(batches.epoch(generator(), 23, flip=True, padding=padding))
+        images, _, _ = next(batches.epoch(generator(), 23, flip=True, padding=padding))
         assert torch.equal(as_bytes(images), one_by_one(data, padding, flip=True))
 
 
@@ -140,5 +156,5 @@ def test_padding_is_black_before_normalisation():
     white = normalize(torch.full((3, 1, 1), 255, dtype=torch.uint8), SOME)
     random = generator()
     for _ in range(20):
-        images, _ = next(batches.epoch(random, 1, flip=False, padding=2))
+        images, _, _ = next(batches.epoch(random, 1, flip=False, padding=2))
         assert torch.equal(images[0], torch.where(images[0] > 0, white, black))

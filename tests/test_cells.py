@@ -4,7 +4,6 @@ import dataclasses
 import json
 import multiprocessing
 import shutil
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -13,60 +12,23 @@ import torch
 import permafrost
 from permafrost import cells, experiment
 from permafrost.artifacts import file_digest, load_tensors, save_json, save_tasks, save_tensors
-from permafrost.cells import CellRequest, CellStore, code_digest, machine, run_record
+from permafrost.cells import CellRequest, Outcome, code_digest, machine, run_record
 from permafrost.errors import InputError
 from permafrost.evaluation import Accuracy
 from permafrost.experiment import (
     CellInputs,
-    CellSpec,
+    first_lesson,
     frozen_masks,
     new_network,
-    sweep_cells,
     train_cell,
     train_first_task,
 )
 from permafrost.params import Params
-from permafrost.strategies import Progress
+from permafrost.plan import CellSpec, grids, method_cell, sweep_cells
+from permafrost.strategies import KNOWLEDGE, STRATEGIES, Progress
 from permafrost.training import TrainingState
 
 CPU = torch.device("cpu")
-
-
-class FakeTracker:
-    """Notes what MLflow would be told."""
-
-    def __init__(self):
-        self.runs = []
-
-    @contextmanager
-    def live(self, record):
-        run = FakeRun(record)
-        self.runs.append(run)
-        yield run
-
-
-class FakeRun:
-    def __init__(self, record):
-        self.record, self.steps, self.result = record, [], None
-
-    def log(self, rows):
-        self.steps += [row["step"] for row in rows]
-
-    def finish(self, record):
-        self.result = record
-
-
-@pytest.fixture
-def make_store(tmp_path, monkeypatch):
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.delenv("PERMAFROST_FRESH", raising=False)
-
-    def build(name="project"):
-        store = CellStore(tmp_path / name)
-        store.tracker = FakeTracker()
-        return store
-
-    return build
 
 
 @pytest.fixture
@@ -87,10 +49,38 @@ def make_params(**sections):
     return Params.model_validate(values)
 
 
+def unread():
+    raise AssertionError("what stage consolidate wrote was read")
+
+
 @pytest.fixture
 def inputs(make_sequence):
+    """Return inputs without what stage consolidate writes."""
     first = new_network(make_params(), 0).state_dict()
-    return CellInputs(make_sequence(), "tasks", first, "first")
+    return CellInputs(make_sequence(validation=2), "tasks", first, "first", unread)
+
+
+def make_knowledge(params, sequence, network):
+    """Return what stage consolidate writes."""
+    integral = {
+        name: torch.full_like(value, 0.01)
+        for name, value in network.named_parameters()
+        if not name.startswith("heads.")
+    }
+    lesson = first_lesson(params, 0, sequence, network, integral, CPU)
+    return {
+        f"{kind}/{name}": value.contiguous()
+        for kind, make in KNOWLEDGE.items()
+        for name, value in make(lesson).items()
+    }
+
+
+@pytest.fixture
+def informed(inputs):
+    """Return inputs with what stage consolidate writes."""
+    network = new_network(make_params(), 0)
+    known = make_knowledge(make_params(), inputs.tasks, network)
+    return dataclasses.replace(inputs, read_knowledge=lambda: (known, "known"))
 
 
 def make_orders(params=None):
@@ -105,6 +95,19 @@ def make_orders(params=None):
 MASKS = frozen_masks(make_orders(), 0.5)
 FREEZE = CellSpec("freeze", 0, "shared", "mse", 0.5)
 FINETUNE = CellSpec("finetune", 0, "shared")
+EWC = CellSpec("ewc", 0, "shared", hyper=(("strength", 3.0),))
+LWF = CellSpec("lwf", 0, "shared", hyper=(("temperature", 2.0), ("weight", 0.5)))
+REPLAY = CellSpec("replay", 0, "shared")
+
+
+def make_joint(seed, head, passes):
+    return CellSpec("joint", seed, head, hyper=(("passes", passes),))
+
+
+def chosen_for(params):
+    """Return the first entry of what is tried, as stage tune writes it."""
+    first = {name: grid[0] for name, grid in grids(params).items()}
+    return dict.fromkeys(params.sweep.heads, first)
 
 
 def as_json(record):
@@ -119,7 +122,7 @@ REQUEST = CellRequest("cell", "a cell", {"seed": 0}, {"seed": 0})
 
 
 def trivial(progress, on_epoch):
-    return {"row": {"acc": 0.5}}, {"weight": torch.ones(3)}
+    return Outcome({"row": {"acc": 0.5}}, {"weight": torch.ones(3)}, 1.5, {"kept": torch.zeros(2)})
 
 
 # The store, with a training that does nothing.
@@ -138,8 +141,14 @@ def test_a_cell_is_trained_once(store):
     assert store.load(REQUEST.key) == record
     assert store.records() == [record]
     assert store.stored_keys() == [REQUEST.key]
-    assert store.seconds(REQUEST.key) >= 0
-    assert store.model_path(REQUEST.key).exists()
+    assert store.seconds(REQUEST.key) == 1.5
+    assert load_tensors(store.model_path(REQUEST.key))[0]["weight"].tolist() == [1, 1, 1]
+    assert load_tensors(store.kept_path(REQUEST.key))[0]["kept"].tolist() == [0, 0]
+    written = json.loads((store.folder / REQUEST.key / "cell.json").read_text())
+    assert written["sha256"] == {
+        path.name: file_digest(path)
+        for path in (store.model_path(REQUEST.key), store.kept_path(REQUEST.key))
+    }
     assert len(store.tracker.runs) == 1
     assert store.tracker.runs[0].result == run_record(record)
 
@@ -157,7 +166,7 @@ def test_fresh_ignores_what_is_stored(store, monkeypatch):
 
     def other(progress, on_epoch):
         given.append(progress)
-        return {"row": {"acc": 0.75}}, {"weight": torch.zeros(3)}
+        return Outcome({"row": {"acc": 0.75}}, {"weight": torch.zeros(3)}, 0.0)
 
     assert store.obtain(REQUEST, other)["row"] == {"acc": 0.75}
     monkeypatch.delenv("PERMAFROST_FRESH")
@@ -178,10 +187,11 @@ def test_fresh_ignores_a_checkpoint_too(store, monkeypatch):
     assert given == [None]
 
 
+@pytest.mark.parametrize("file", ["model_path", "kept_path"])
 @pytest.mark.parametrize("damage", ["truncated", "altered", "missing"])
-def test_damaged_weights_are_refused_by_name(store, damage):
+def test_damaged_weights_are_refused_by_name(store, damage, file):
     store.obtain(REQUEST, trivial)
-    path = store.model_path(REQUEST.key)
+    path = getattr(store, file)(REQUEST.key)
     content = bytearray(path.read_bytes())
     if damage == "missing":
         path.unlink()
@@ -278,31 +288,50 @@ def test_a_failed_training_lets_go_of_its_cell(store):
 # The store, with trainings.
 
 
-@pytest.mark.parametrize("spec", [FREEZE, CellSpec("joint", 0, "multi", passes=2)])
+# How many epochs a task's training has, if it is not two.
+EPOCHS = {"packnet": 1 + 2, "critical_layer": 2 + 2, "joint": 2 * 2}
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        FREEZE,
+        make_joint(0, "multi", 2),
+        EWC,
+        CellSpec("packnet", 0, "multi", hyper=(("prune", 0.5),)),
+        CellSpec("critical_layer", 0, "shared"),
+        dataclasses.replace(FREEZE, strategy="freeze_lwf", hyper=LWF.hyper),
+    ],
+    ids=lambda spec: spec.name,
+)
 @pytest.mark.parametrize(("optimizer", "last"), [("sgd", 1), ("adam", 2)])
-def test_a_killed_cell_goes_on_to_the_same_bits(make_store, inputs, spec, optimizer, last):
+def test_a_killed_cell_goes_on_to_the_same_bits(make_store, informed, spec, optimizer, last):
     params = make_params(train={"optimizer": optimizer})
     masks = MASKS if spec.metric else None
     whole, killed = make_store("whole"), make_store("killed")
-    record = train_cell(whole, params, spec, inputs, masks, CPU)
+    record = train_cell(whole, params, spec, informed, masks, CPU)
     epochs = []
 
     def kill(progress):
-        epochs.append(progress.training.epoch)
-        if progress.training.epoch == last and not killed.tracker.runs[1:]:
+        epochs.append(len(progress.history) + progress.training.epoch)
+        if epochs[-1] == last and not killed.tracker.runs[1:]:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train_cell(killed, params, spec, inputs, masks, CPU, kill)
+        train_cell(killed, params, spec, informed, masks, CPU, kill)
     folder = killed.folder / record["key"]
     assert [path.name for path in folder.iterdir()] == ["checkpoint.safetensors"]
     assert killed.load(record["key"]) is None
-    again = train_cell(killed, params, spec, inputs, masks, CPU, kill)
-    assert epochs == list(range(1, 2 * (spec.passes or 1) + 1))  # no epoch twice
+    again = train_cell(killed, params, spec, informed, masks, CPU, kill)
+    assert epochs == list(range(1, EPOCHS.get(spec.strategy, 2) + 1))  # no epoch twice
     assert as_json(again) == as_json(record)
     key = record["key"]
     assert file_digest(killed.model_path(key)) == file_digest(whole.model_path(key))
-    assert sorted(path.name for path in folder.iterdir()) == ["cell.json", "model.safetensors"]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "cell.json",
+        "kept.safetensors",
+        "model.safetensors",
+    ]
     # The second run of the tracker holds the whole curve, each epoch once.
     first, second = killed.tracker.runs
     assert (first.steps, first.result) == (epochs[:last], None)
@@ -316,8 +345,11 @@ def test_the_training_is_given_its_progress(store, inputs):
         learned=2,
         rows=[None, [Accuracy(0.5, (0.25, 0.75)), None]],
         start={"a/b": torch.ones(2)},
-        training=TrainingState(3, {"model/a": torch.arange(3)}, [{"epoch": 3, "loss": 0.1}]),
-        history=[{"task": 2, "epoch": 1}],
+        training=TrainingState(3, {"model/a": torch.arange(3)}, [{"epoch": 3, "loss": 0.1}], 2.5),
+        history=[{"task": 2, "phase": "trial", "epoch": 1}],
+        memory={"owner/a": torch.tensor([0, 7], dtype=torch.uint8), "b": torch.ones(1).bool()},
+        phase=1,
+        seconds=3.25,
     )
     given = []
 
@@ -337,6 +369,11 @@ def test_the_training_is_given_its_progress(store, inputs):
     assert (known.training.epoch, known.training.history) == (3, progress.training.history)
     assert torch.equal(known.start["a/b"], torch.ones(2))
     assert torch.equal(known.training.tensors["model/a"], torch.arange(3))
+    assert (known.phase, known.seconds, known.training.seconds) == (1, 3.25, 2.5)
+    assert set(known.memory) == set(progress.memory)
+    for name, value in progress.memory.items():
+        assert known.memory[name].dtype == value.dtype
+        assert torch.equal(known.memory[name], value)
 
 
 def test_the_record_of_a_cell(store, inputs):
@@ -392,11 +429,180 @@ def test_what_never_froze_and_what_froze_all(store, inputs):
     record = train_cell(store, make_params(), probe, inputs, None, CPU)
     assert record["row"]["drift_frozen"] == 0
     assert record["row"]["drift_live"] is None
-    joint = CellSpec("joint", 0, "expanding", passes=1)
+    joint = make_joint(0, "expanding", 1)
     record = train_cell(store, make_params(), joint, inputs, None, CPU)
     assert record["row"]["R"][1] == [None, None]
     assert record["row"]["hyper"] == {"passes": 1}
     assert record["row"]["forgetting"] is None
+    assert record["row"]["memory_bytes"] == inputs.tasks.tasks[0].train.images.nbytes
+
+
+def cell_of(strategy, head="shared"):
+    """Return a strategy's cell as the sweep has it."""
+    params = make_params(sweep={"strategies": [strategy], "heads": [head]})
+    return sweep_cells(params, chosen_for(params))[0]
+
+
+@pytest.mark.parametrize("strategy", list(STRATEGIES))
+def test_every_strategy_has_a_cell(store, informed, strategy):
+    spec = cell_of(strategy)
+    assert spec.strategy == strategy
+    masks = None if spec.metric is None else frozen_masks(make_orders(), spec.pct)
+    record = train_cell(store, make_params(), spec, informed, masks, CPU)
+    row = record["row"]
+    assert as_json(store.load(record["key"])) == as_json(record)
+    assert (record["kind"], row["status"], row["strategy"]) == ("cell", "done", strategy)
+    assert row["hyper"] == spec.hyperparameters
+    assert [row["acc_task1"], row["acc_task2"]] == row["R"][2]
+    holds_nothing = strategy in ("finetune", "linear_probe")
+    assert (row["memory_bytes"] == 0) == holds_nothing
+    assert ("acc_task1_pruned" in row) == (strategy == "packnet")
+    assert ("drift" in record) == (strategy != "joint")
+    shown = store.tracker.runs[0].result
+    assert shown.experiment == "permafrost"
+    assert {name: shown.params[name] for name in spec.hyperparameters} == spec.hyperparameters
+    assert len(shown.curves) == len(record["history"])
+    # The epochs' seconds are the cell's; measuring does not count.
+    assert store.seconds(record["key"]) > 0
+
+
+def test_what_a_strategy_keeps(store, informed):
+    """In bytes: while the last task is learned, besides the network."""
+    weights = sum(
+        parameter.nbytes
+        for name, parameter in new_network(make_params(), 0).named_parameters()
+        if not name.startswith("heads.")
+    )
+    convolutions = sum(
+        layer.weight.numel()
+        for layer in new_network(make_params(), 0).modules()
+        if isinstance(layer, torch.nn.Conv2d)
+    )
+    tasks = informed.tasks.tasks
+    frozen = sum(len(mask) for mask in MASKS.values())  # a byte each
+    keep = make_params(consolidate={"buffer_images": 3})
+    known = make_knowledge(keep, informed.tasks, new_network(keep, 0))
+    small = dataclasses.replace(informed, read_knowledge=lambda: (known, "small"))
+    for spec, masks, inputs, expected in (
+        (EWC, None, informed, 2 * weights),  # precisions and centres
+        (cell_of("si"), None, informed, 2 * weights),
+        (LWF, None, informed, len(tasks[1].train) * 2 * 4),  # two logits of each image
+        (REPLAY, None, informed, len(tasks[0].train) * (3 * 32 * 32 + 8)),
+        (REPLAY, None, small, 3 * (3 * 32 * 32 + 8)),
+        (cell_of("packnet", "multi"), None, informed, convolutions),  # a byte each
+        (FREEZE, MASKS, informed, frozen),
+        (
+            dataclasses.replace(FREEZE, strategy="freeze_ewc", hyper=EWC.hyper),
+            MASKS,
+            informed,
+            2 * weights + frozen,
+        ),
+    ):
+        record = train_cell(store, make_params(), spec, inputs, masks, CPU)
+        assert record["row"]["memory_bytes"] == expected, spec.name
+
+
+def test_a_strategy_reads_its_own_part_of_what_is_known(store, informed):
+    """Replay is given the buffer only, and draws from it."""
+    known, digest = informed.read_knowledge()
+    others = {name: value for name, value in known.items() if name.startswith("buffer/")}
+    alone = dataclasses.replace(informed, read_knowledge=lambda: (others, digest))
+    record = train_cell(store, make_params(), REPLAY, alone, None, CPU)
+    assert train_cell(store, make_params(), REPLAY, informed, None, CPU) == record
+    other = {name: value.flip(0) for name, value in others.items() if "images" in name}
+    changed = dataclasses.replace(informed, read_knowledge=lambda: (others | other, "changed"))
+    again = train_cell(store, make_params(), REPLAY, changed, None, CPU)
+    assert again["history"] != record["history"]
+
+
+def test_the_accuracy_after_pruning(store, inputs):
+    params = make_params(train={"epochs": 3})
+    spec = CellSpec("packnet", 0, "multi", hyper=(("prune", 0.5),))
+    record = train_cell(store, params, spec, inputs, None, CPU)
+    row, history = record["row"], record["history"]
+    assert [(epoch["phase"], epoch["epoch"]) for epoch in history] == [
+        ("retrain", 1),
+        ("retrain", 2),
+        ("learn", 1),
+        ("learn", 2),
+        ("learn", 3),
+    ]
+    assert row["acc_task1_pruned"] == history[1]["acc_task1"]
+    # From then on the first task's answers stay, bit for bit.
+    assert {epoch["acc_task1"] for epoch in history[2:]} == {row["acc_task1_pruned"]}
+    assert row["acc_task1"] == row["acc_task1_pruned"]
+
+
+# Trials.
+
+
+def test_a_trial_is_measured_on_validation_images(store, inputs):
+    validation = inputs.on_validation()
+    assert (inputs.kind, validation.kind) == ("cell", "trial")
+    for mine, theirs in zip(inputs.tasks.tasks, validation.tasks.tasks, strict=True):
+        assert torch.equal(theirs.test.images, mine.validation.images)
+        assert torch.equal(theirs.test.labels, mine.validation.labels)
+        assert torch.equal(theirs.train.images, mine.train.images)
+    cell = train_cell(store, make_params(), FINETUNE, inputs, None, CPU)
+    trial = train_cell(store, make_params(), FINETUNE, validation, None, CPU)
+    assert (cell["kind"], trial["kind"]) == ("cell", "trial")
+    assert cell["key"] != trial["key"]
+    runs = [run.result for run in store.tracker.runs]
+    assert [run.experiment for run in runs] == ["permafrost", "permafrost-trials"]
+    assert [run.tags for run in runs] == [{"kind": "cell"}, {"kind": "trial"}]
+    # One training, measured on other images.
+    files = [file_digest(store.model_path(record["key"])) for record in (cell, trial)]
+    assert files[0] == files[1]
+    losses = [[row["train_loss"] for row in r["history"]] for r in (cell, trial)]
+    assert losses[0] == losses[1]
+    by_class = trial["R_classes"][2]
+    assert {value * 2 for task in by_class for value in task} <= {0, 1, 2}  # of two images each
+    assert train_cell(store, make_params(), FINETUNE, validation, None, CPU) == trial
+    assert len(store.tracker.runs) == 2
+
+
+def test_a_trial_never_sees_the_test_images(store, inputs):
+    """Without any, the same comes out."""
+    validation = inputs.on_validation()
+    tasks = tuple(dataclasses.replace(task, test=task.validation) for task in inputs.tasks.tasks)
+    poor = dataclasses.replace(inputs, tasks=dataclasses.replace(inputs.tasks, tasks=tasks))
+    one = train_cell(store, make_params(), FREEZE, validation, MASKS, CPU)
+    other = train_cell(store, make_params(), FREEZE, poor.on_validation(), MASKS, CPU)
+    assert one == other
+    everything = store.obtain(
+        CellRequest("cell", "poor", {}, {}),
+        lambda progress, on_epoch: Outcome(
+            train_cell(Through(), make_params(), FREEZE, poor, MASKS, CPU), {}, 0.0
+        ),
+    )
+    assert everything["row"]["R"] == one["row"]["R"]
+    assert everything["drift"] == one["drift"]
+
+
+class Through:
+    """Trains at once and stores nothing."""
+
+    def obtain(self, request, train, on_epoch):
+        return train(None, lambda progress: None).results
+
+
+# Failed trainings.
+
+
+def test_a_training_that_diverges_is_a_failed_cell(store, inputs):
+    params = make_params(train={"lr": 10.0, "epochs": 8}, model={"batch_norm": False})
+    first = {name: 1e3 * value for name, value in new_network(params, 0).state_dict().items()}
+    inputs = dataclasses.replace(inputs, first=first)
+    record = train_cell(store, params, FINETUNE, inputs, None, CPU)
+    row = record["row"]
+    assert row["status"] == "failed"
+    assert "train.lr=10.0" in row["error"]
+    assert (row["key"], row["strategy"], row["seed"]) == (record["key"], "finetune", 0)
+    assert "R" not in row
+    assert "acc_mean" not in row
+    assert as_json(store.load(record["key"])) == as_json(record)
+    assert train_cell(store, params, FINETUNE, inputs, None, CPU) == as_json(record)  # not again
+    assert len(store.tracker.runs) == 1
 
 
 @pytest.mark.parametrize("head", ["shared", "expanding"])
@@ -408,7 +614,7 @@ def test_a_third_task_ranks_anew(store, make_sequence, monkeypatch, head):
         visualize={"steps": 1},
     )
     first = new_network(params, 0).state_dict()
-    inputs = CellInputs(make_sequence(tasks=3), "tasks", first, "first")
+    inputs = CellInputs(make_sequence(tasks=3), "tasks", first, "first", unread)
     ranked = []
 
     def rank(view, batches, classes, *rest):
@@ -434,10 +640,46 @@ def test_the_first_task(store, make_sequence):
     assert record["kind"] == "first_task"
     assert [row["epoch"] for row in record["history"]] == [1, 2]
     assert record["row"]["acc_task1"] == record["classes"]["overall"]
+    # The path integral, which one method needs.
+    integral, _ = load_tensors(store.kept_path(record["key"]))
+    weights, _ = load_tensors(store.model_path(record["key"]))
+    assert set(integral) == {
+        name
+        for name, _ in new_network(params, 0).named_parameters()
+        if not name.startswith("heads.")
+    }
+    for name, value in integral.items():
+        assert value.shape == weights[name].shape
+        assert value.isfinite().all()
+        assert value.abs().sum() > 0
+    assert store.seconds(record["key"]) > 0
     # One first task serves every head mode.
     shared = train_first_task(store, make_params(), 0, tasks, "tasks", CPU)
     assert shared["key"] == record["key"]
     assert len(store.tracker.runs) == 1
+
+
+@pytest.mark.parametrize(("optimizer", "last"), [("sgd", 1), ("adam", 2)])
+def test_a_killed_first_task_goes_on_to_the_same_bits(make_store, make_sequence, optimizer, last):
+    """With the path integral, which is recorded on the way."""
+    params, tasks = make_params(train={"optimizer": optimizer}), make_sequence()
+    whole, killed = make_store("whole"), make_store("killed")
+    record = train_first_task(whole, params, 0, tasks, "tasks", CPU)
+    epochs = []
+
+    def kill(progress):
+        epochs.append(progress.training.epoch)
+        if epochs == list(range(1, last + 1)):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_first_task(killed, params, 0, tasks, "tasks", CPU, kill)
+    again = train_first_task(killed, params, 0, tasks, "tasks", CPU, kill)
+    assert epochs == [1, 2]
+    assert as_json(again) == as_json(record)
+    for path in ("model_path", "kept_path"):
+        files = [getattr(store, path)(record["key"]) for store in (whole, killed)]
+        assert file_digest(files[0]) == file_digest(files[1])
 
 
 # Keys.
@@ -498,8 +740,9 @@ def test_the_key_changes_with_the_inputs(inputs, monkeypatch):
     keys = [key_of(FREEZE, inputs)]
     keys.append(key_of(FREEZE, dataclasses.replace(inputs, tasks_digest="others")))
     keys.append(key_of(FREEZE, dataclasses.replace(inputs, first_digest="another")))
-    joint = CellSpec("joint", 0, "shared", passes=1)
-    keys += [key_of(dataclasses.replace(joint, passes=n), inputs, None) for n in (1, 2)]
+    keys.append(key_of(FREEZE, inputs.on_validation()))
+    joint = make_joint(0, "shared", 1)
+    keys += [key_of(make_joint(0, "shared", passes), inputs, None) for passes in (1, 2)]
     with monkeypatch.context() as patch:
         patch.setattr(cells, "code_digest", lambda: "other code")
         keys.append(key_of(FREEZE, inputs))
@@ -516,12 +759,47 @@ def test_the_key_changes_with_the_inputs(inputs, monkeypatch):
     assert key_of(joint, other, None) == key_of(joint, inputs, None)
 
 
+def test_the_key_changes_with_what_the_strategy_needs(inputs):
+    def known(digest):
+        return dataclasses.replace(inputs, read_knowledge=lambda: ({}, digest))
+
+    for spec in (EWC, LWF, REPLAY, cell_of("si")):
+        assert key_of(spec, known("a"), None) != key_of(spec, known("b"), None)
+    for strategy in ("freeze_ewc", "freeze_lwf"):
+        spec = dataclasses.replace(FREEZE, strategy=strategy, hyper=cell_of(strategy).hyper)
+        assert key_of(spec, known("a")) != key_of(spec, known("b"))
+    for spec in (FINETUNE, cell_of("packnet"), cell_of("critical_layer")):
+        assert key_of(spec, known("a"), None) == key_of(spec, known("b"), None)
+    # Before a third task it is made anew, with as many images.
+    for spec in (EWC, REPLAY):
+        keys = {
+            key_of(spec, known("a"), None, consolidate=section)
+            for section in ({}, {"fisher_images": 7}, {"buffer_images": 7})
+        }
+        assert len(keys) > 1
+
+
+def test_the_key_changes_with_the_hyperparameters(inputs):
+    known = dataclasses.replace(inputs, read_knowledge=lambda: ({}, "known"))
+    for strategy, made in STRATEGIES.items():
+        for name in made.hyper if strategy != "freeze" else ():
+            spec = cell_of(strategy)
+            masks = None if spec.metric is None else MASKS
+            hyper = spec.hyperparameters
+            assert set(hyper) == set(made.hyper)
+            hyper[name] /= 2
+            other = dataclasses.replace(spec, hyper=tuple(hyper.items()))
+            assert key_of(spec, known, masks) != key_of(other, known, masks), (strategy, name)
+
+
 @pytest.mark.parametrize(
     "sections",
     [
         {"sweep": {"workers": 7}},
         {"sweep": {"pcts": [0.5]}},
-        {"report": {"pct": 0.25}},
+        {"tune": {"freeze": [{"pct": 0.25}], "ewc": [{"strength": 7}]}},
+        {"consolidate": {"buffer_images": 7}},  # of other strategies
+        {"consolidate": {"fisher_images": 7}},
         {"profile": "other"},
         {"seeds": [0, 1]},
         {"freeze": {"pct": 1.0, "metric": "random"}},
@@ -540,7 +818,7 @@ def test_the_key_does_not_change_with_the_order_of_the_masks(inputs):
 
 
 def test_the_key_of_a_third_task_changes_with_how_it_is_ranked(make_sequence):
-    inputs = CellInputs(make_sequence(tasks=3), "tasks", {}, "first")
+    inputs = CellInputs(make_sequence(tasks=3), "tasks", {}, "first", unread)
     keys = {
         key_of(FREEZE, inputs, split={"tasks": 3}, **sections)
         for sections in (
@@ -559,7 +837,8 @@ def test_keys_are_for_all_requests_alike():
     turned = dataclasses.replace(REQUEST, identity={"b": 1, "a": {"d": 2, "c": 3}})
     same = dataclasses.replace(REQUEST, identity={"a": {"c": 3, "d": 2}, "b": 1})
     assert turned.key == same.key
-    assert dataclasses.replace(REQUEST, kind="first_task").key != REQUEST.key
+    kinds = ("cell", "trial", "first_task")
+    assert len({dataclasses.replace(REQUEST, kind=kind).key for kind in kinds}) == 3
     assert dataclasses.replace(REQUEST, name="other", params={}).key == REQUEST.key
 
 
@@ -570,7 +849,8 @@ def test_the_code_digest_is_of_the_library(tmp_path, monkeypatch):
     )
     monkeypatch.setattr(permafrost, "__file__", str(package / "__init__.py"))
     digest = code_digest()
-    for floor in ("data", "models", "explain", "ranking", "freezing", "training", "evaluation"):
+    floors = ("data", "models", "explain", "ranking", "freezing", "training", "evaluation")
+    for floor in (*floors, "strategies"):
         path = next((package / floor).glob("[a-z]*.py"))
         content = path.read_text()
         path.write_text(content + "\n# changed\n")
@@ -585,7 +865,7 @@ def test_the_code_digest_is_of_the_library(tmp_path, monkeypatch):
     (package / "models" / "new.py").write_text("")
     assert code_digest() != digest
     (package / "models" / "new.py").unlink()
-    for name in ("cli.py", "tables.py", "stages/report.py", "tracking.py"):
+    for name in ("cli.py", "plan.py", "tables.py", "stages/tune.py", "tracking.py"):
         (package / name).write_text("changed")
     (package / "models" / "__pycache__").mkdir()
     (package / "models" / "__pycache__" / "vgg.pyc").write_text("changed")
@@ -616,7 +896,7 @@ def test_the_variant_is_one_of_the_sweeps_cells(tmp_path, monkeypatch, make_sequ
     save_tasks(Path("data/tasks/0.safetensors"), make_sequence())
     save_tensors(Path("models/train_first/0.safetensors"), new_network(params, 0).state_dict())
     spec, masks = variant_spec(params, 0), read_masks(0, params)
-    assert spec in sweep_cells(params)
+    assert spec in sweep_cells(params, chosen_for(params))
     assert list(masks) != list(orders)  # features.11 sorts before features.4
     assert {name: mask.tolist() for name, mask in masks.items()} == {
         name: mask.tolist() for name, mask in frozen_masks(orders, 0.5).items()
@@ -624,6 +904,15 @@ def test_the_variant_is_one_of_the_sweeps_cells(tmp_path, monkeypatch, make_sequ
     inputs = cell_inputs(0)
     assert inputs.tasks_digest == file_digest(Path("data/tasks/0.safetensors"))
     assert inputs.first_digest == file_digest(Path("models/train_first/0.safetensors"))
+    with pytest.raises(InputError, match=r"models/consolidate/0\.safetensors: not found"):
+        inputs.read_knowledge()  # only some methods need it
+    known = Path("models/consolidate/0.safetensors")
+    save_tensors(known, {"buffer/0/labels": torch.arange(3)})
+    tensors, digest = inputs.read_knowledge()
+    assert digest == file_digest(known)
+    assert {name: value.tolist() for name, value in tensors.items()} == {
+        "buffer/0/labels": [0, 1, 2]
+    }
     assert key_of(spec, inputs, masks) == key_of(FREEZE, inputs, frozen_masks(orders, 0.5))
     with pytest.raises(InputError, match="another variant"):
         read_masks(0, make_params(freeze={"pct": 0.25}))
@@ -645,12 +934,12 @@ def test_the_cells_of_a_sweep_by_hand():
             "heads": ["shared", "multi"],
         },
     )
-    specs = sweep_cells(params)
-    assert count(specs, strategy="freeze") == 2 * 3 * 2 * 3
+    specs = sweep_cells(params, chosen_for(params))
+    assert count(specs, strategy="freeze") == 2 * 3 * 2 * 3  # the chosen share is one of them
     assert count(specs, strategy="finetune") == 2 * 3
     assert count(specs, strategy="linear_probe") == 2 * 3
     assert count(specs, strategy="joint") == 3 * 3 * 2  # one softmax of all classes too
-    assert count(specs, strategy="joint", head="expanding", passes=2) == 3
+    assert count(specs, strategy="joint", head="expanding", hyper=(("passes", 2),)) == 3
     assert len(specs) == 36 + 6 + 6 + 18
     assert len(set(specs)) == len(specs)
     assert CellSpec("freeze", 2, "multi", "random", 0.75) in specs
@@ -661,17 +950,76 @@ def test_the_cells_of_a_sweep_by_hand():
 
 def test_the_cells_of_smaller_sweeps():
     sweep = {"strategies": ["joint"], "heads": ["expanding"]}
-    assert sweep_cells(make_params(sweep=sweep, split={"tasks": 3})) == [
-        CellSpec("joint", 0, "expanding", passes=1),
-        CellSpec("joint", 0, "expanding", passes=3),
+    params = make_params(sweep=sweep, split={"tasks": 3})
+    assert sweep_cells(params, chosen_for(params)) == [
+        make_joint(0, "expanding", 1),
+        make_joint(0, "expanding", 3),
     ]
-    sweep = {"strategies": ["finetune"], "metrics": [], "pcts": []}
-    assert sweep_cells(make_params(sweep=sweep)) == [FINETUNE]
+    params = make_params(sweep={"strategies": ["finetune"], "metrics": [], "pcts": []})
+    assert sweep_cells(params, chosen_for(params)) == [FINETUNE]
+
+
+def test_the_chosen_share_joins_those_of_the_sweep():
+    sweep = {"strategies": ["freeze"], "metrics": ["mse", "random"], "pcts": [0.75, 0.25]}
+    sweep["heads"] = ["shared", "multi"]
+    params = make_params(sweep=sweep)
+    chosen = {"shared": {"freeze": {"pct": 0.5}}, "multi": {"freeze": {"pct": 0.25}}}
+    found = [(s.head, s.metric, s.pct) for s in sweep_cells(params, chosen)]
+    assert found == [
+        ("shared", metric, pct) for metric in ("mse", "random") for pct in (0.25, 0.5, 0.75)
+    ] + [("multi", metric, pct) for metric in ("mse", "random") for pct in (0.25, 0.75)]
+
+
+def test_the_cells_of_the_other_methods():
+    """Each with what was chosen for its head; frozen filters are the chosen share by one metric."""
+    others = [name for name in STRATEGIES if name not in ("freeze", "joint")]
+    params = make_params(
+        seeds=[3, 4],
+        freeze={"metric": "random", "pct": 0.125},
+        sweep={"strategies": others, "heads": ["shared", "multi"]},
+    )
+    chosen = {
+        head: {name: dict(grid[0]) for name, grid in grids(params).items()}
+        for head in ("shared", "multi")
+    }
+    chosen["shared"]["freeze"]["pct"] = 0.375
+    chosen["multi"]["freeze"]["pct"] = 0.625
+    chosen["multi"]["freeze_ewc"]["strength"] = 7.0
+    specs = sweep_cells(params, chosen)
+    assert len(specs) == len(set(specs)) == len(others) * 2 * 2
+    assert len({spec.name for spec in specs}) == len(specs)
+    for spec in specs:
+        mine = chosen[spec.head].get(spec.strategy, {})
+        assert spec.hyperparameters == mine
+        freezes = spec.strategy in ("freeze_ewc", "freeze_lwf")
+        share = chosen[spec.head]["freeze"]["pct"]
+        assert (spec.metric, spec.pct) == (("random", share) if freezes else (None, None))
+        one = method_cell(params, spec.strategy, spec.seed, spec.head, chosen[spec.head])
+        assert one == spec
+    assert CellSpec("freeze_ewc", 4, "multi", "random", 0.625, (("strength", 7.0),)) in specs
+    share = method_cell(params, "freeze", 3, "multi", chosen["multi"])
+    assert share == CellSpec("freeze", 3, "multi", "random", 0.625)
+
+
+def test_what_is_tried():
+    """The frozen share first: those that freeze, too, need what was chosen."""
+    params = make_params(
+        sweep={"strategies": ["freeze_ewc", "finetune", "ewc", "joint"]},
+        tune={"ewc": [{"strength": 1.0}], "si": [{"strength": 5.0}]},
+    )
+    found = grids(params)
+    assert list(found) == ["freeze", "freeze_ewc", "ewc"]
+    assert found["ewc"] == [{"strength": 1.0}]
+    assert list(grids(make_params(sweep={"strategies": ["ewc", "freeze"]}))) == ["freeze", "ewc"]
 
 
 def test_names_of_cells():
-    names = {spec.name for spec in sweep_cells(make_params(seeds=[0, 1]))}
-    assert len(names) == len(sweep_cells(make_params(seeds=[0, 1])))
+    params = make_params(seeds=[0, 1])
+    specs = sweep_cells(params, chosen_for(params))
+    assert len({spec.name for spec in specs}) == len(specs)
     assert FREEZE.name == "freeze mse 50% shared seed 0"
-    assert CellSpec("joint", 1, "multi", passes=2).name == "joint 2x epochs multi seed 1"
+    assert make_joint(1, "multi", 2).name == "joint passes 2 multi seed 1"
+    assert LWF.name == "lwf temperature 2 weight 0.5 shared seed 0"
+    both = dataclasses.replace(FREEZE, strategy="freeze_ewc", hyper=(("strength", 1e-3),))
+    assert both.name == "freeze_ewc mse 50% strength 0.001 shared seed 0"
     assert CellSpec("freeze", 0, "multi", "mse", 0.0).name == "freeze mse 0% multi seed 0"

@@ -133,8 +133,8 @@ def test_accuracy_row_asks_the_right_head(make_network, make_sequence):
         head.bias.data = torch.tensor([[5.0, 0.0], [0.0, 9.0], [5.0, 0.0]][index])
     tests = [Batches(task.test, sequence.normalization, CPU) for task in sequence.tasks]
 
-    def row(head, seen):
-        return [e and e.per_class for e in accuracy_row(network, tests, head, seen)]
+    def row(head, seen, networks=(network,) * 3):
+        return [e and e.per_class for e in accuracy_row(networks, tests, head, seen)]
 
     zero, one, never = (1.0, 0.0), (0.0, 1.0), (0.0, 0.0)
     assert row("shared", 2) == [zero, zero, zero]
@@ -142,6 +142,16 @@ def test_accuracy_row_asks_the_right_head(make_network, make_sequence):
     assert row("expanding", 0) == row("expanding", 1) == [zero, None, None]
     assert row("expanding", 2) == [never, one, None]
     assert row("expanding", 3) == [never, one, never]
+
+    turned = make_network(tasks=3)  # each task may have a network of its own
+    turned.load_state_dict(network.state_dict())
+    for head in turned.heads:
+        head.bias.data = head.bias.flip(0)
+    assert row("shared", 2, (network, turned, network)) == [zero, one, zero]
+    assert row("multi", 3, (turned, network, turned)) == [one, one, one]
+    assert row("expanding", 2, (turned, network, network)) == [never, one, None]
+    with pytest.raises(ValueError, match="zip"):
+        row("shared", 2, (network, network))
 
 
 @pytest.fixture

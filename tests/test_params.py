@@ -6,7 +6,8 @@ import pytest
 from ruamel.yaml import YAML
 
 from permafrost.errors import InputError
-from permafrost.params import Params, load_params
+from permafrost.params import Params, Tune, load_params
+from permafrost.strategies import STRATEGIES
 
 PROFILES = sorted((Path(__file__).parents[1] / "profiles").glob("*.yaml"))
 
@@ -123,7 +124,6 @@ BAD = {
     "pct too high": ("freeze: {pct: 1.5}", ["freeze.pct:", "less than or equal to 1", "1.5"]),
     "pct too low": ("freeze: {pct: -0.1}", ["freeze.pct:", "greater than or equal to 0", "-0.1"]),
     "a pct of the sweep": ("sweep: {pcts: [0.5, 2]}", ["sweep.pcts.1:", "or equal to 1", "2"]),
-    "pct of the report": ("report: {pct: 7}", ["report.pct:", "less than or equal to 1", "7"]),
     "lr 0": ("train: {lr: 0}", ["train.lr:", "greater than 0", "not 0"]),
     "no epochs": ("train: {epochs: 0}", ["train.epochs:", "greater than or equal to 1"]),
     "momentum 1": ("train: {momentum: 1}", ["train.momentum:", "less than 1"]),
@@ -166,7 +166,82 @@ BAD = {
     "seeds that are no list": ("seeds: 3", ["seeds:", "list", "not 3"]),
     "no metrics": ("rank: {metrics: []}", ["rank.metrics:", "at least 1"]),
     "no heads": ("sweep: {heads: []}", ["sweep.heads:", "at least 1"]),
-    "freeze without pcts": ("sweep: {pcts: []}", ["sweep", "sweep.pcts", "at least one"]),
+    "freeze without metrics": (
+        "sweep: {metrics: []}",
+        ["sweep:", "freeze", "one of sweep.metrics"],
+    ),
+    "no images for Fisher": (
+        "consolidate: {fisher_images: 0}",
+        ["consolidate.fisher_images:", "greater than or equal to 1", "not 0"],
+    ),
+    "an empty buffer": (
+        "consolidate: {buffer_images: 0}",
+        ["consolidate.buffer_images:", "greater than or equal to 1", "not 0"],
+    ),
+    "half an image": ("consolidate: {buffer_images: 1.5}", ["consolidate.buffer_images:", "1.5"]),
+    "unknown method": ("tune: {ewcc: [{strength: 1}]}", ["tune.ewcc:", "did you mean ewc?"]),
+    "a method that has nothing to tune": ("tune: {replay: [{}]}", ["tune.replay:", "unknown"]),
+    "nothing to try": ("tune: {ewc: []}", ["tune.ewc:", "at least 1"]),
+    "one trial that is no list": ("tune: {ewc: {strength: 1}}", ["tune.ewc:", "list"]),
+    "a trial that is a number": ("tune: {ewc: [1]}", ["tune.ewc.0:", "dictionary", "not 1"]),
+    "a trial's word": ("tune: {ewc: [{strength: big}]}", ["tune.ewc.0.strength:", "not 'big'"]),
+    "a trial's bool": ("tune: {ewc: [{strength: true}]}", ["tune.ewc.0.strength:", "not True"]),
+    "a trial's nan": ("tune: {ewc: [{strength: .nan}]}", ["tune.ewc.0.strength:", "finite"]),
+    "a trial's inf": ("tune: {si: [{strength: .inf}]}", ["tune.si.0.strength:", "finite"]),
+    "an empty trial": ("tune: {ewc: [{}]}", ["tune.ewc:", "must name exactly strength"]),
+    "another method's key": (
+        "tune: {packnet: [{pct: 0.5}]}",
+        ["tune.packnet:", "'pct'", "must name exactly prune"],
+    ),
+    "a key too few": (
+        "tune: {lwf: [{weight: 1}]}",
+        ["tune.lwf:", "must name exactly weight, temperature"],
+    ),
+    "a key too many": (
+        "tune: {freeze: [{pct: 0.5, metric: 1}]}",
+        ["tune.freeze:", "must name exactly pct"],
+    ),
+    "a bad second trial": (
+        "{split: {validation: 0.1}, tune: {freeze: [{pct: 0.5}, {prune: 0.5}]}}",
+        ["tune.freeze:", "'prune'", "must name exactly pct"],
+    ),
+    "a trial's pct too high": ("tune: {freeze: [{pct: 1.01}]}", ["tune.freeze: pct", "0..1"]),
+    "a trial's pct too low": ("tune: {freeze: [{pct: -0.01}]}", ["tune.freeze: pct", "0..1"]),
+    "prune too much": ("tune: {packnet: [{prune: 1.01}]}", ["tune.packnet: prune", "0..1"]),
+    "prune too little": ("tune: {packnet: [{prune: -0.01}]}", ["tune.packnet: prune", "0..1"]),
+    "layers too many": ("tune: {fragile_layer: [{layers: 2}]}", ["tune.fragile_layer: layers"]),
+    "a negative strength": ("tune: {ewc: [{strength: -1}]}", ["tune.ewc: strength", "0..1e+12"]),
+    "a negative c": ("tune: {si: [{strength: -1}]}", ["tune.si: strength", "0..1e+12"]),
+    "a huge strength": (
+        "tune: {freeze_ewc: [{strength: 1.0e+13}]}",
+        ["tune.freeze_ewc: strength", "0..1e+12"],
+    ),
+    "temperature 0": (
+        "tune: {lwf: [{weight: 1, temperature: 0}]}",
+        ["tune.lwf: temperature", "0.01..1000"],
+    ),
+    "a negative weight": (
+        "tune: {freeze_lwf: [{weight: -1, temperature: 2}]}",
+        ["tune.freeze_lwf: weight", "0..1e+06"],
+    ),
+    "unequal numbers of trials": (
+        "{split: {validation: 0.1}, sweep: {strategies: [freeze, ewc, si]}, "
+        "tune: {freeze: [{pct: 0}, {pct: 1}], ewc: [{strength: 1}, {strength: 2}, {strength: 3}]}}",
+        ["tune:", "as many trials", "freeze 2", "ewc 3"],
+    ),
+    "unequal, and freeze is not compared": (
+        "{split: {validation: 0.1}, sweep: {strategies: [ewc]}, "
+        "tune: {freeze: [{pct: 0}, {pct: 1}], ewc: [{strength: 1}, {strength: 2}, {strength: 3}]}}",
+        ["tune:", "as many trials", "freeze 2", "ewc 3"],
+    ),
+    "trials without validation images": (
+        "tune: {freeze: [{pct: 0.5}, {pct: 0.75}]}",
+        ["tune:", "validation images", "split.validation above 0", "single entry"],
+    ),
+    "packnet without the task's identity": (
+        "sweep: {strategies: [packnet], heads: [shared, expanding]}",
+        ["sweep.strategies:", "packnet", "expanding", "allowed: shared, multi"],
+    ),
     "a section that is a number": ("train: 3", ["train:", "not 3"]),
     "an empty section": ("train:", ["train:", "dictionary"]),
     "a list": ("- train", ["sections", "['train']"]),
@@ -201,6 +276,51 @@ def test_bad_input_is_refused_in_one_line(load, name):
         assert fragment in message
     assert len(message.splitlines()) == 1
     assert len(message) < 700
+
+
+def test_a_section_that_is_gone(load):
+    with pytest.raises(InputError, match=r"report: unknown key"):
+        load("report: {pct: 0.5}")
+
+
+def test_the_least_and_the_greatest_value_may_be_tried(load):
+    for name, strategy in STRATEGIES.items():
+        if strategy.hyper and name in Tune.model_fields:
+            for end in (0, 1):
+                entry = {key: float(bounds[end]) for key, bounds in strategy.hyper.items()}
+                params = load(f"tune: {{{name}: [{entry}]}}")
+                assert getattr(params.tune, name) == [entry]
+
+
+def test_every_method_with_hyperparameters_can_be_tuned():
+    assert set(Tune.model_fields) == {name for name, made in STRATEGIES.items() if made.hyper}
+
+
+def test_trials(load):
+    tried = "freeze: [{pct: 0}, {pct: 1}], ewc: [{strength: 1}, {strength: 2}], si: [{strength: 9}]"
+    other = "lwf: [{weight: 1, temperature: 1}, {weight: 1, temperature: 2}]"
+    sweep = "sweep: {strategies: [finetune, ewc, si]}"  # lwf is not compared, si is taken as it is
+    params = load(
+        f"{{split: {{validation: 0.1}}, {sweep}, tune: {{{tried}, {other}, "
+        "packnet: [{prune: 0.1}, {prune: 0.2}, {prune: 0.3}]}}"
+    )
+    assert params.tune.freeze == [{"pct": 0.0}, {"pct": 1.0}]
+    assert params.tune.si == [{"strength": 9.0}]
+    assert all(type(entry["pct"]) is float for entry in params.tune.freeze)
+    # Trials that nobody asks for need no validation images.
+    assert load("tune: {ewc: [{strength: 1}, {strength: 2}]}").split.validation == 0
+
+
+def test_a_sweep_of_the_chosen_share_alone(load):
+    assert load("sweep: {pcts: []}").sweep.pcts == []
+
+
+@pytest.mark.parametrize("heads", ["shared", "multi", "shared, multi"])
+def test_packnet_where_the_task_is_known(load, heads):
+    assert load(f"sweep: {{strategies: [packnet], heads: [{heads}]}}").sweep.strategies == [
+        "packnet"
+    ]
+    assert load("{sweep: {strategies: [packnet]}, model: {head: expanding}}")  # the variant's
 
 
 def test_a_missing_file(tmp_path):

@@ -52,11 +52,24 @@ def test_repro_writes_results_and_pictures(project: Project) -> None:
     assert variant["seeds"][0] == rows[1]
     assert variant["acc_task1"] == {"mean": rows[1]["acc_task1"], "low": None, "high": None}
     assert len(project.cells()) == 4  # the first task, fine-tuning, 25% and 50%
+    # A single entry is taken as it is: no trial.
+    choice = {"freeze": {"chosen": {"pct": 0.5}, "trials": []}}
+    assert project.read("metrics/tune.json") == {"seed": 0, "heads": {"shared": choice}}
 
     tables = (project.folder / "reports/tables.md").read_text()
     assert f"| 25% | {100 * rows[1]['acc_task1']:.1f} |" in tables
+    assert "### By metric, 50% of the filters frozen" in tables
+    (fine_tuning,) = (line for line in tables.splitlines() if line.startswith("| finetune |"))
+    assert fine_tuning.endswith("| 0.00 | 1.0x |  |")
+    (frozen,) = (line for line in tables.splitlines() if line.startswith("| freeze mse 50% |"))
+    assert f"| {rows[2]['memory_bytes'] / 1e6:.2f} |" in frozen
+    assert "| freeze | pct 0.5 | none |" in tables
     timings = project.read("reports/timings.json")
-    assert set(timings["stages"]) >= {"split@0", "train_first@0", "sweep"}
+    assert set(timings["stages"]) >= {"split@0", "train_first@0", "consolidate@0", "tune", "sweep"}
+    assert "consolidate" not in timings  # no strategy of the sweep needs anything
+    names = {"finetune shared seed 0", "freeze mse 25% shared seed 0"}
+    assert names < set(timings["cells"])
+    assert min(timings["cells"].values()) > 0
     pictures = {str(path.relative_to(project.folder)) for path in project.folder.rglob("*.png")}
     assert {"reports/saliency/0.png", "reports/rank/0.png", "reports/kept_and_learned.png"} <= (
         pictures
@@ -186,9 +199,12 @@ def test_killed_training_resumes(project: Project) -> None:
     (key,) = project.cells() - cells
     record = project.read(f".permafrost/cells/{key}/cell.json")["record"]
     assert [row["epoch"] for row in record["history"]] == list(range(1, 13))
-    resumed = (store / key / "model.safetensors").read_bytes()
+    files = [store / key / name for name in ("model.safetensors", "kept.safetensors")]
+    resumed = [path.read_bytes() for path in files]
+    integral = project.folder / "models/path_integral/0.safetensors"
+    assert integral.read_bytes() == resumed[1]
     project.run(*command, PERMAFROST_FRESH="1")
-    assert (store / key / "model.safetensors").read_bytes() == resumed
+    assert [path.read_bytes() for path in files] == resumed
     project.change({"train": {"epochs": 2}})
 
 
@@ -205,18 +221,43 @@ def test_metric_of_ones_own(project: Project) -> None:
 
 
 def test_damaged_artifacts_are_refused(project: Project) -> None:
-    path = project.folder / "models/train_first/0.safetensors"
+    for name, stage in (("train_first", "saliency"), ("path_integral", "consolidate")):
+        path = project.folder / f"models/{name}/0.safetensors"
+        whole = path.read_bytes()
+        path.chmod(0o644)
+        path.write_bytes(whole[: len(whole) // 2])
+        output = project.run("permafrost", stage, "--seed", "0", code=2)
+        assert output.count("\n") == 1
+        assert f"models/{name}/0.safetensors" in output
+        path.write_bytes(whole)
+    path = project.folder / "metrics/tune.json"
     whole = path.read_bytes()
-    path.chmod(0o644)
-    path.write_bytes(whole[: len(whole) // 2])
-    output = project.run("permafrost", "saliency", "--seed", "0", code=2)
+    path.write_bytes(b'{"heads": {}}')
+    output = project.run("permafrost", "sweep", code=2)
     assert output.count("\n") == 1
-    assert "models/train_first/0.safetensors" in output
+    assert "metrics/tune.json" in output
     path.write_bytes(whole)
+
+
+def test_trials_choose_the_frozen_share(project: Project) -> None:
+    cells = project.cells()
+    project.change({"tune": {"freeze": [{"pct": 0.25}, {"pct": 0.75}]}})
+    project.run("permafrost", "tune")
+    choice = project.read("metrics/tune.json")["heads"]["shared"]["freeze"]
+    trials = choice["trials"]
+    assert [trial["hyper"] for trial in trials] == [{"pct": 0.25}, {"pct": 0.75}]
+    best = max(trials, key=lambda trial: trial["acc_mean"])
+    assert choice["chosen"] == best["hyper"]
+    assert project.cells() - cells == {trial["key"] for trial in trials}
+    assert project.tags("permafrost-trials", "key") == {trial["key"]: 1 for trial in trials}
+    assert project.tags("permafrost-trials", "kind") == {"trial": 2}
 
 
 def test_gc_deletes_only_unused_trainings(project: Project) -> None:
     used = {row["key"] for row in project.read("metrics/sweep.json")}
+    choice = project.read("metrics/tune.json")["heads"]["shared"]["freeze"]
+    assert len(choice["trials"]) == 2
+    used |= {trial["key"] for trial in choice["trials"]}
     used |= {
         project.read(f"metrics/{stage}/0.json")["key"] for stage in ("train_first", "train_second")
     }

@@ -1,6 +1,7 @@
 """Strategies: what each of them moves, and the rows of R that it fills."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,40 +10,57 @@ from torch.nn import functional as F
 
 from permafrost.strategies import (
     STRATEGIES,
+    Ewc,
     Finetune,
+    FragileLayer,
     Freeze,
+    FreezeEwc,
+    FreezeLwf,
     Joint,
     Learner,
     LinearProbe,
+    Lwf,
     Progress,
     learner,
     reranking,
 )
 from permafrost.strategies.joint import union
-from permafrost.training import TrainingConfig
+from permafrost.training import Batch, TrainingConfig
 
 CPU = torch.device("cpu")
 HEADS = ["shared", "multi", "expanding"]
-
-
-def half_masks(network, learned):
-    return {
-        name: torch.arange(layer.out_channels) % 2 == 0
-        for name, layer in network.named_modules()
-        if isinstance(layer, nn.Conv2d)
-    }
+# PackNet needs to know an image's task.
+MODES = [(n, h) for n in STRATEGIES for h in HEADS if (n, h) != ("packnet", "expanding")]
 
 
 @pytest.fixture
-def run(make_network, make_sequence):
-    """Return a function that learns three tasks, from an untrained network on."""
+def run(make_network, make_sequence, learn_first, keep):
+    """Return a function that learns three tasks, from an untrained network on.
 
-    def run(strategy, tasks=3, width=0.05, lr=0.01, epochs=1, **options):
+    The first is learned by the strategy too, unless ``plain_first``.
+    """
+
+    def run(
+        strategy,
+        tasks=3,
+        width=0.05,
+        lr=0.01,
+        epochs=1,
+        plain_first=False,
+        sequence=None,
+        **options,
+    ):
         network = make_network(tasks=tasks, width=width)
         config = TrainingConfig(epochs=epochs, lr=lr, batch_size=4, padding=0)
-        sequence = make_sequence(tasks=tasks)
-        learner = Learner(sequence, config, head=strategy.head, seed=0, device=CPU, **options)
+        sequence = sequence or make_sequence(tasks=tasks)
+        learner = Learner(
+            sequence, config, head=strategy.head, seed=0, device=CPU, keep=keep, **options
+        )
         progress = Progress(0, [learner.measure(network, 0)])
+        if plain_first and strategy.sequential:
+            progress.memory = learn_first(network, sequence, config, strategy)
+            progress.learned = 1
+            progress.rows.append(learner.measure(network, 1))
         if strategy.sequential:
             while progress.learned < tasks:
                 learner.learn_task(network, strategy, progress)
@@ -53,24 +71,24 @@ def run(make_network, make_sequence):
     return run
 
 
-def make_strategy(name, head):
-    return {
-        "finetune": Finetune(head),
-        "freeze": Freeze(head, half_masks),
-        "linear_probe": LinearProbe(head),
-        "joint": Joint(head),
-    }[name]
-
-
-def test_every_strategy_is_tested():
+def test_every_strategy_is_tested(make_strategy):
     for name, strategy in STRATEGIES.items():
-        assert type(make_strategy(name, "shared")) is strategy
+        built = make_strategy(name, "multi")
+        assert type(built) is strategy
+        assert (built.name, built.head) == (name, "multi")
 
 
-@pytest.mark.parametrize("head", HEADS)
-@pytest.mark.parametrize("name", list(STRATEGIES))
-def test_rows_of_r(run, name, head):
-    _, progress = run(make_strategy(name, head))
+# The trainings by which a task is learned, where it is not one; epochs as a multiple of a task's.
+PHASES = {
+    "packnet": [("retrain", 0.5), ("learn", 1)],
+    "critical_layer": [("trial", 1), ("learn", 1)],
+    "fragile_layer": [("trial", 1), ("learn", 1)],
+}
+
+
+@pytest.mark.parametrize(("name", "head"), MODES)
+def test_rows_of_r(run, make_strategy, name, head):
+    _, progress = run(make_strategy(name, head), epochs=2, plain_first=True)
     known = [None if row is None else [entry is not None for entry in row] for row in progress.rows]
     whole = [True] * 3
     if head == "expanding":  # before a task is learned, there is no output for its classes
@@ -81,12 +99,64 @@ def test_rows_of_r(run, name, head):
         expected[1:3] = [None, None]
     assert known == expected
     assert progress.learned == 3
-    assert progress.training.epoch == 0
+    assert progress.training.epoch == progress.phase == 0
+    assert progress.seconds > 0
     for row in progress.rows:
         for entry in row or []:
             if entry is not None:
                 assert len(entry.per_class) == 2
                 assert entry.overall == pytest.approx(sum(entry.per_class) / 2)
+    assert [(row["task"], row["phase"], row["epoch"]) for row in progress.history] == [
+        (task, phase, epoch)
+        for task in ((3,) if name == "joint" else (2, 3))
+        for phase, factor in PHASES.get(name, [("learn", 1)])
+        for epoch in range(1, int(2 * factor) + 1)
+    ]
+    # What is measured after the last epoch is what is measured after the task.
+    for task in (2, 3):
+        last = [row for row in progress.history if row["task"] == task][-1:]
+        for index, entry in enumerate(progress.rows[task] or [] if last else []):
+            assert last[0].get(f"acc_task{index + 1}") == (entry and entry.overall)
+
+
+@pytest.mark.parametrize("name", list(STRATEGIES))
+def test_no_strategy_learns_from_test_images(run, make_strategy, make_sequence, same_bits, name):
+    sequence = make_sequence(tasks=3)
+    others = make_sequence(tasks=3, seed=1).tasks
+    tasks = tuple(
+        replace(task, test=other.test, validation=other.train)
+        for task, other in zip(sequence.tasks, others, strict=True)
+    )
+    strategy = make_strategy(name, "multi")
+    network, progress = run(strategy, plain_first=True)
+    other, changed = run(strategy, plain_first=True, sequence=replace(sequence, tasks=tasks))
+    assert same_bits(network.state_dict(), other.state_dict())
+    assert same_bits(progress.memory, changed.memory)
+    assert progress.rows != changed.rows
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("name", ["fragile_layer", "freeze_ewc", "freeze_lwf"])
+def test_a_strategy_that_holds_nothing_is_fine_tuning(run, same_bits, half_masks, name, head):
+    """Bit for bit, or bit for bit what plain freezing is."""
+    freeze = Freeze(head, half_masks)
+    strategy, plain = {
+        "fragile_layer": (FragileLayer(head, 0.0), Finetune(head)),
+        "freeze_ewc": (FreezeEwc(head, freeze, Ewc(head, 0.0)), freeze),
+        "freeze_lwf": (FreezeLwf(head, freeze, Lwf(head, 0.0)), freeze),
+    }[name]
+    network, progress = run(strategy, epochs=2, plain_first=True)
+    expected, history = run(plain, epochs=2, plain_first=True)
+    assert same_bits(network.state_dict(), expected.state_dict())
+    assert [row for row in progress.history if row["phase"] == "learn"] == history.history
+    assert progress.rows == history.rows
+
+
+@pytest.mark.parametrize(("name", "head"), [mode for mode in MODES if mode[0] != "finetune"])
+def test_a_strategy_changes_what_is_learned(run, make_strategy, same_bits, name, head):
+    network, _ = run(make_strategy(name, head), plain_first=True)
+    plain, _ = run(Finetune(head), plain_first=True)
+    assert not same_bits(network.features.state_dict(), plain.features.state_dict())
 
 
 def test_the_curve_measures_every_task_or_the_first_few(run):
@@ -135,7 +205,7 @@ def test_labels_and_outputs_of_each_task(run, monkeypatch, head, labels, outputs
 
 
 def test_every_seed_and_every_task_has_an_order_of_its_own(
-    make_network, make_sequence, monkeypatch
+    make_network, make_sequence, monkeypatch, half_masks
 ):
     states = []
 
@@ -169,7 +239,24 @@ def test_linear_probe_leaves_every_feature_alone(run, make_network, head):
     assert not torch.equal(before.heads[0].weight, network.heads[0].weight)
 
 
-def test_freeze_asks_for_masks_before_every_further_task(run):
+@pytest.mark.parametrize("name", ["packnet", "critical_layer", "fragile_layer"])
+def test_every_phase_has_an_order_of_its_own(run, make_strategy, monkeypatch, name):
+    """And the phase that learns sees the batches that plain training sees."""
+    states = []
+
+    def fit(model, batches, config, *, generator, **options):
+        states.append(tuple(generator.get_state().tolist()))
+        return []
+
+    monkeypatch.setattr(learner, "fit", fit)
+    run(make_strategy(name, "multi"), plain_first=True)
+    assert len(set(states)) == len(states) == 5
+    (first, *learned), states[:] = [states[0], *states[2::2]], []
+    run(Finetune("multi"), plain_first=True)
+    assert states == [first, *learned]
+
+
+def test_freeze_asks_for_masks_before_every_further_task(run, half_masks):
     asked, before = [], []
 
     def masks(network, learned):
@@ -191,7 +278,7 @@ def test_freeze_asks_for_masks_before_every_further_task(run):
 
 
 @pytest.mark.parametrize(("mode", "moves"), [("full", False), ("affine", False), ("none", True)])
-def test_freeze_hands_its_batch_norm_mode_on(run, make_network, mode, moves):
+def test_freeze_hands_its_batch_norm_mode_on(run, make_network, half_masks, mode, moves):
     before = make_network(tasks=3).features[1]
     network, _ = run(Freeze("shared", half_masks, mode))
     after = network.features[1]
@@ -206,19 +293,31 @@ def test_union_numbers_the_classes_through(make_sequence):
     assert torch.equal(whole.images[8:16], tasks[1].train.images)
 
 
+def as_batch(images, labels):
+    return Batch(images, labels, torch.arange(len(labels)), 1, 1)
+
+
 def test_joint_answers_each_image_by_its_own_head():
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(7, 6, generator=generator)  # three tasks of two classes
     labels = torch.tensor([5, 0, 3, 2, 1, 4, 4])
-    chosen, own = Joint("multi").answer(logits, labels, 2)
+
+    def answer(head, outputs):
+        """Let a classifier that knows the logits answer."""
+        objective = Joint(head).objective(2)
+        loss, chosen, own = objective(lambda images: images, as_batch(outputs, labels))
+        assert torch.equal(loss, F.cross_entropy(chosen, own))
+        return chosen, own
+
+    chosen, own = answer("multi", logits)
     for index, label in enumerate(labels.tolist()):
         task = label // 2
         assert torch.equal(chosen[index], logits[index, 2 * task : 2 * task + 2])
         assert own[index] == label - 2 * task
-    whole, same = Joint("expanding").answer(logits, labels, 2)
+    whole, same = answer("expanding", logits)
     assert whole is logits
     assert same is labels
-    shared, folded = Joint("shared").answer(logits[:, :2], labels, 2)
+    shared, folded = answer("shared", logits[:, :2])
     assert torch.equal(shared, logits[:, :2])
     assert folded.tolist() == [1, 0, 1, 0, 1, 0, 0]
 
@@ -229,14 +328,18 @@ def test_joint_loss_is_the_mean_of_each_heads_own(make_network):
         nn.init.normal_(head.weight)
     images, labels = torch.randn(4, 3, 32, 32), torch.tensor([0, 3, 1, 2])
     joint = Joint("multi")
-    loss = F.cross_entropy(*joint.answer(joint.view(network)(images), labels, 2))
+    loss, logits, own = joint.objective(2)(joint.view(network), as_batch(images, labels))
     naive = [
-        F.cross_entropy(
-            network.view("multi", label // 2, 2)(image[None]), torch.tensor([label % 2])
-        )
+        network.view("multi", label // 2, 2)(image[None])
         for image, label in zip(images, labels.tolist(), strict=True)
     ]
-    torch.testing.assert_close(loss, torch.stack(naive).mean())
+    torch.testing.assert_close(logits, torch.cat(naive))
+    losses = [
+        F.cross_entropy(answer, torch.tensor([label % 2]))
+        for answer, label in zip(naive, labels.tolist(), strict=True)
+    ]
+    torch.testing.assert_close(loss, torch.stack(losses).mean())
+    assert own.tolist() == [0, 1, 1, 0]
 
 
 @pytest.mark.parametrize(("head", "moving"), [("shared", [0]), ("multi", [0, 1, 2])])
@@ -251,13 +354,13 @@ def test_joint_trains_the_heads_that_answer(run, make_network, head, moving):
 
 def test_joint_passes_multiply_the_epochs(run):
     for passes in (1, 3):
-        _, progress = run(Joint("expanding", passes))
+        _, progress = run(Joint("expanding", passes=passes))
         assert [row["epoch"] for row in progress.history] == list(range(1, passes + 1))
         assert {row["task"] for row in progress.history} == {3}
         assert set(progress.history[-1]) >= {"acc_task1", "acc_task2", "acc_task3"}
 
 
-def test_reranking_orders_every_layer(make_network, make_sequence):
+def test_reranking_orders_every_layer(make_network, make_sequence, half_masks):
     from permafrost.data import Batches
 
     network, sequence = make_network(width=0.01), make_sequence()

@@ -62,6 +62,21 @@ def test_accuracy_table():
         "| mse | 25.0 | 50.0 | 37.5 | – |",
         "| random | – | – | – | – |",
     ]
-    table = accuracy_table(["metric"], [(["mse"], [row])], 2, lambda first: [*first, "39.2"])
-    assert table.splitlines()[0].endswith("| seed: task 1 | seed: task 2 |")
-    assert table.splitlines()[2].endswith("| – | mse | 39.2 |")
+
+
+def test_accuracy_table_with_further_columns():
+    row = {"acc_task1": 0.25, "acc_task2": 0.5, "acc_mean": 0.375, "forgetting": None, "size": 3}
+    table = accuracy_table(
+        ["metric", "share"],
+        [(["mse", "25%"], [row, row]), (["random", "50%"], [])],
+        2,
+        more=lambda first, rows: [" ".join(first), str(sum(row["size"] for row in rows))],
+        headings=["name", "total size"],
+    )
+    assert table.splitlines() == [
+        "| metric | share | task 1 | task 2 | mean | forgetting | name | total size |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| mse | 25% | 25.0 (25.0 to 25.0) | 50.0 (50.0 to 50.0) | 37.5 (37.5 to 37.5) | – "
+        "| mse 25% | 6 |",
+        "| random | 50% | – | – | – | – | random 50% | 0 |",
+    ]

@@ -9,10 +9,9 @@ import hashlib
 import json
 import os
 import shutil
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,7 @@ from permafrost.artifacts import (
 )
 from permafrost.evaluation import Accuracy
 from permafrost.strategies import Progress
-from permafrost.tracking import CELLS, FIRST_TASKS, LiveRun, RunRecord, Tracker
+from permafrost.tracking import CELLS, FIRST_TASKS, TRIALS, LiveRun, RunRecord, Tracker
 from permafrost.training import TrainingState
 
 # What a training depends on; the floors above only decide which trainings to ask for.
@@ -46,10 +45,37 @@ _LIBRARY = (
     "strategies",
     "seeding.py",
 )
-_RESULT, _MODEL, _CHECKPOINT = "cell.json", "model.safetensors", "checkpoint.safetensors"
+_RESULT, _CHECKPOINT = "cell.json", "checkpoint.safetensors"
+_MODEL, _KEPT = "model.safetensors", "kept.safetensors"
+
+_EXPERIMENTS = {"cell": CELLS, "trial": TRIALS, "first_task": FIRST_TASKS}
 
 OnEpoch = Callable[[Progress], None]
-Train = Callable[[Progress | None, OnEpoch], tuple[dict[str, Any], dict[str, Tensor]]]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a training ends with.
+
+    Attributes
+    ----------
+    results : dict
+        The row and the curves; JSON.
+    weights : dict of str to Tensor
+        Of the network.
+    seconds : float
+        How long the epochs took, through all interruptions.
+    kept : dict of str to Tensor
+        What else is kept.
+    """
+
+    results: dict[str, Any]
+    weights: dict[str, Tensor]
+    seconds: float
+    kept: dict[str, Tensor] = field(default_factory=dict)
+
+
+Train = Callable[[Progress | None, OnEpoch], Outcome]
 
 
 @dataclass(frozen=True)
@@ -58,8 +84,9 @@ class CellRequest:
 
     Attributes
     ----------
-    kind : {"cell", "first_task"}
-        A second-task training, or the first one that it starts from.
+    kind : {"cell", "trial", "first_task"}
+        A second-task training, one that is measured on validation images, or the first one that
+        they start from.
     name : str
         For people.
     identity : dict
@@ -119,15 +146,14 @@ class CellStore:
         request : CellRequest
             Which cell.
         train : callable
-            Given the progress to go on from (or None) and what to call after each epoch, returns
-            the results and the final weights.
+            Given the progress to go on from (or None) and what to call after each epoch.
         on_epoch : callable, optional
             Told the progress after each epoch.
 
         Returns
         -------
         dict
-            ``key``, ``kind``, ``name``, ``params``, ``history`` and what ``train`` returned.
+            ``key``, ``kind``, ``name``, ``params`` and the results.
         """
         key = request.key
         with self._lock(key):
@@ -145,7 +171,6 @@ class CellStore:
         progress: Progress | None,
         on_epoch: OnEpoch | None,
     ) -> dict[str, Any]:
-        began = time.perf_counter()
         record = {
             "key": key,
             "kind": request.kind,
@@ -162,10 +187,10 @@ class CellStore:
                 if on_epoch:
                     on_epoch(progress)
 
-            results, weights = train(progress, after_epoch)
+            outcome = train(progress, after_epoch)
             # As it will be read back: JSON has lists only.
-            record |= json.loads(json.dumps(results))
-            self._complete(key, record, weights, time.perf_counter() - began)
+            record |= json.loads(json.dumps(outcome.results))
+            self._complete(key, record, outcome)
             run.finish(run_record(record))
         return record
 
@@ -175,12 +200,10 @@ class CellStore:
         if not (folder / _RESULT).exists():
             return None
         result = load_json(folder / _RESULT)
-        model = folder / _MODEL
-        require(
-            model.exists() and file_digest(model) == result["model_sha256"],
-            model,
-            "is not what was written",
-        )
+        for file, digest in result["sha256"].items():
+            path = folder / file
+            whole = path.exists() and file_digest(path) == digest
+            require(whole, path, "is not what was written")
         record: dict[str, Any] = result["record"]
         return record
 
@@ -188,13 +211,17 @@ class CellStore:
         """Return the file of a stored cell's final weights."""
         return self.folder / key / _MODEL
 
+    def kept_path(self, key: str) -> Path:
+        """Return the file of what else a stored cell keeps."""
+        return self.folder / key / _KEPT
+
     def records(self) -> list[dict[str, Any]]:
         """Return the records of all whole cells, by key."""
         paths = sorted(self.folder.glob(f"*/{_RESULT}"))
         return [load_json(path)["record"] for path in paths]
 
     def seconds(self, key: str) -> float:
-        """Return how long the training of a stored cell took (its last uninterrupted part)."""
+        """Return how long the epochs of a stored cell's training took."""
         return float(load_json(self.folder / key / _RESULT)["seconds"])
 
     def is_active(self, key: str) -> bool:
@@ -232,28 +259,31 @@ class CellStore:
         with FileLock(locks / key, timeout=timeout):
             yield
 
-    def _complete(
-        self, key: str, record: dict[str, Any], weights: dict[str, Tensor], seconds: float
-    ) -> None:
+    def _complete(self, key: str, record: dict[str, Any], outcome: Outcome) -> None:
         folder = self.folder / key
-        save_tensors(folder / _MODEL, weights)
-        digest = file_digest(folder / _MODEL)
+        save_tensors(folder / _MODEL, outcome.weights)
+        save_tensors(folder / _KEPT, outcome.kept)
+        digests = {file: file_digest(folder / file) for file in (_MODEL, _KEPT)}
         # Written last: a cell is whole if and only if this file exists.
         save_json(
             folder / _RESULT,
-            {"record": record, "model_sha256": digest, "seconds": round(seconds, 3)},
+            {"record": record, "sha256": digests, "seconds": round(outcome.seconds, 3)},
         )
         (folder / _CHECKPOINT).unlink(missing_ok=True)
 
     def _save_checkpoint(self, key: str, progress: Progress) -> None:
         tensors = {f"training/{name}": t for name, t in progress.training.tensors.items()}
         tensors |= {f"start/{name}": t for name, t in progress.start.items()}
+        tensors |= {f"memory/{name}": t for name, t in progress.memory.items()}
         about = {
             "learned": progress.learned,
             "rows": [_row_to_json(row) for row in progress.rows],
             "history": progress.history,
             "epoch": progress.training.epoch,
             "training_history": progress.training.history,
+            "phase": progress.phase,
+            "seconds": progress.seconds,
+            "training_seconds": progress.training.seconds,
         }
         save_tensors(self.folder / key / _CHECKPOINT, tensors, about)
 
@@ -262,16 +292,21 @@ class CellStore:
         if not path.exists():
             return None
         tensors, about = load_tensors(path)
-        training, start = (
+        training, start, memory = (
             {name.removeprefix(p): t for name, t in tensors.items() if name.startswith(p)}
-            for p in ("training/", "start/")
+            for p in ("training/", "start/", "memory/")
         )
         return Progress(
             learned=about["learned"],
             rows=[_row_from_json(row) for row in about["rows"]],
             start=start,
-            training=TrainingState(about["epoch"], training, about["training_history"]),
+            training=TrainingState(
+                about["epoch"], training, about["training_history"], about["training_seconds"]
+            ),
             history=about["history"],
+            memory=memory,
+            phase=about["phase"],
+            seconds=about["seconds"],
         )
 
 
@@ -279,13 +314,13 @@ def run_record(record: dict[str, Any]) -> RunRecord:
     """Return what MLflow holds of a cell, finished or only begun."""
     return RunRecord(
         key=record["key"],
-        experiment=CELLS if record["kind"] == "cell" else FIRST_TASKS,
+        experiment=_EXPERIMENTS[record["kind"]],
         name=record["name"],
         params=record["params"],
         metrics={
             name: value
             for name, value in record.get("row", {}).items()
-            if isinstance(value, float) and name not in record["params"]
+            if isinstance(value, float | int) and name not in record["params"]
         },
         curves=_curves(record.get("history", [])),
         tags={"kind": record["kind"]},
@@ -296,7 +331,11 @@ def _curves(history: list[dict[str, Any]]) -> list[Mapping[str, float]]:
     """Number the epochs of all tasks through; an accuracy's curve has a name of its own."""
     return [
         {"step": step}
-        | {f"epoch_{name}": value for name, value in row.items() if name not in ("epoch", "task")}
+        | {
+            f"epoch_{name}": value
+            for name, value in row.items()
+            if name not in ("epoch", "task", "phase")
+        }
         for step, row in enumerate(history, start=1)
     ]
 

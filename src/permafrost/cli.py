@@ -26,10 +26,12 @@ _SEED_STAGES = {
     "visualize": "Picture what each filter looks for.",
     "rank": "Order the filters by how well the two agree.",
     "freeze": "Choose the filters that stay frozen.",
+    "consolidate": "Make what the other methods need from the first task.",
     "train_second": "Learn the further tasks.",
 }
 _STAGES = {
     "evaluate": "Measure what is kept and what is learned.",
+    "tune": "Choose each method's hyperparameters on validation images.",
     "sweep": "Train every cell of the comparison.",
     "report": "Make the tables and plots.",
 }

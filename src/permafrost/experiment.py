@@ -1,4 +1,4 @@
-"""Which trainings the parameters ask for, and how each is done.
+"""How each training that the parameters ask for is done.
 
 The bridge from params.yaml to the library: it turns a cell's description into a request that
 :mod:`permafrost.cells` can key, store and resume.
@@ -8,14 +8,14 @@ import hashlib
 import inspect
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
-from itertools import product
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, replace
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from permafrost.cells import CellRequest, CellStore, machine
+from permafrost.cells import CellRequest, CellStore, Outcome, machine
 from permafrost.data import Batches, TaskSequence
 from permafrost.evaluation import (
     Accuracy,
@@ -27,58 +27,33 @@ from permafrost.evaluation import (
     response_drift,
 )
 from permafrost.explain import conv_layers
-from permafrost.models import Head, TaskNetwork, build_network
+from permafrost.models import TaskNetwork, build_network
 from permafrost.params import Params
+from permafrost.plan import CellSpec
 from permafrost.ranking import frozen_mask, get_metric
 from permafrost.strategies import (
+    INTEGRAL,
+    RETRAIN,
+    STRATEGIES,
     Finetune,
     Freeze,
+    FreezeWith,
+    Guard,
     Joint,
+    Keep,
     Learner,
-    LinearProbe,
+    Lesson,
+    Memory,
+    PathIntegral,
+    Phase,
     Progress,
     Strategy,
+    body_parameters,
 )
 from permafrost.strategies.reranking import ExplainConfig, rank_network
-from permafrost.training import TrainingConfig
+from permafrost.training import TrainingConfig, TrainingDiverged
 
 OnEpoch = Callable[[Progress], None]
-
-
-@dataclass(frozen=True)
-class CellSpec:
-    """One cell of the comparison.
-
-    Attributes
-    ----------
-    strategy : str
-        A name in ``STRATEGIES``.
-    seed : int
-        One of ``seeds``.
-    head : {"shared", "multi", "expanding"}
-        How the network answers.
-    metric : str or None
-        What ranks the filters; ``freeze`` only.
-    pct : float or None
-        Share of every layer's filters that is frozen, 0..1; ``freeze`` only.
-    passes : int or None
-        Epochs as a multiple of one task's; ``joint`` only.
-    """
-
-    strategy: str
-    seed: int
-    head: Head
-    metric: str | None = None
-    pct: float | None = None
-    passes: int | None = None
-
-    @property
-    def name(self) -> str:
-        """Return a short name for people."""
-        parts = [self.strategy, self.metric, None if self.pct is None else f"{self.pct:.0%}"]
-        if self.passes is not None:
-            parts.append(f"{self.passes}x epochs")
-        return " ".join(part for part in [*parts, self.head, f"seed {self.seed}"] if part)
 
 
 @dataclass(frozen=True)
@@ -95,40 +70,26 @@ class CellInputs:
         Weights after the first task.
     first_digest : str
         Hash of their file.
+    read_knowledge : callable
+        Returns what stage consolidate wrote, and its hash; only some methods need it.
+    kind : {"cell", "trial"}
+        ``trial``: the tasks' test images are replaced by their validation images.
     """
 
     tasks: TaskSequence
     tasks_digest: str
     first: dict[str, Tensor]
     first_digest: str
+    read_knowledge: Callable[[], tuple[Memory, str]]
+    kind: str = "cell"
+
+    def on_validation(self) -> "CellInputs":
+        """Return the inputs with validation images in the place of the test images."""
+        tasks = tuple(replace(task, test=task.validation) for task in self.tasks.tasks)
+        return replace(self, tasks=replace(self.tasks, tasks=tasks), kind="trial")
 
 
 Masks = Mapping[str, Tensor]
-
-
-def sweep_cells(params: Params) -> list[CellSpec]:
-    """Return every cell of the sweep: strategies x metrics x pcts x heads x seeds.
-
-    ``joint`` comes in both lengths, under each head and under one softmax of all classes.
-    """
-    sweep = params.sweep
-    cells = []
-    for head, seed in product(cast(list[Head], sweep.heads), params.seeds):
-        for strategy in sweep.strategies:
-            if strategy == "freeze":
-                cells += [
-                    CellSpec(strategy, seed, head, metric, pct)
-                    for metric, pct in product(sweep.metrics, sweep.pcts)
-                ]
-            elif strategy != "joint":
-                cells.append(CellSpec(strategy, seed, head))
-    if "joint" in sweep.strategies:
-        heads = dict.fromkeys([*cast(list[Head], sweep.heads), cast(Head, "expanding")])
-        cells += [
-            CellSpec("joint", seed, head, passes=passes)
-            for head, seed, passes in product(heads, params.seeds, (1, params.split.tasks))
-        ]
-    return cells
 
 
 def frozen_masks(orders: Masks, pct: float) -> dict[str, Tensor]:
@@ -154,9 +115,15 @@ def training_config(params: Params) -> TrainingConfig:
     return TrainingConfig(**params.train.model_dump())
 
 
+def keep_config(params: Params) -> Keep:
+    """Return how much methods keep of each task."""
+    return Keep(**params.consolidate.model_dump())
+
+
 def explain_config(params: Params) -> ExplainConfig:
     """Return how networks are explained and filters ranked."""
     return ExplainConfig(
+        method=params.saliency.method,
         reading=params.saliency.reading,
         **params.visualize.model_dump(),
         aggregate=params.rank.aggregate,
@@ -181,22 +148,72 @@ def train_first_task(
         params={"seed": seed} | _shown_params(params) | machine(device),
     )
 
-    def train(
-        progress: Progress | None, after_epoch: OnEpoch
-    ) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    def train(progress: Progress | None, after_epoch: OnEpoch) -> Outcome:
         # The first task is answered by the first head under every head mode.
         learner = Learner(
             tasks, training_config(params), head="shared", seed=seed, device=device, curve_tasks=1
         )
         network = new_network(params, seed).to(device)
         progress = progress or Progress(0, [learner.measure(network, 0)])
-        learner.learn_task(network, Finetune("shared"), progress, after_epoch)
+        recorder = _FirstTask("shared", PathIntegral(body_parameters(network)))
+        learner.learn_task(network, recorder, progress, after_epoch)
         before, after = (_known(row)[0] for row in progress.rows)
         row = {"acc_task1_init": before.overall, "acc_task1": after.overall}
         results = {"row": row, "classes": asdict(after), "history": progress.history}
-        return results, network.state_dict()
+        integral = recorder.integral.tensors
+        return Outcome(results, network.state_dict(), progress.seconds, integral)
 
     return store.obtain(request, train, on_epoch)
+
+
+@dataclass(frozen=True)
+class _FirstTask(Finetune):
+    """Plain training that records the path integral, which SI needs of the first task."""
+
+    integral: PathIntegral
+
+    def while_learning(self, lesson: Lesson, phase: Phase) -> AbstractContextManager[Guard]:
+        del lesson, phase
+        return nullcontext(Guard(observer=self.integral))
+
+
+def first_lesson(
+    params: Params,
+    seed: int,
+    tasks: TaskSequence,
+    network: TaskNetwork,
+    integral: Memory,
+    device: torch.device,
+) -> Lesson:
+    """Return the lesson that the first task was, to make what methods need of it.
+
+    Parameters
+    ----------
+    params : Params
+        All parameters.
+    seed : int
+        Of the training.
+    tasks : TaskSequence
+        The images.
+    network : TaskNetwork
+        After the first task.
+    integral : dict of str to Tensor
+        The path integral that its training recorded.
+    device : torch.device
+        Where to compute.
+    """
+    return Lesson(
+        network=network,
+        learned=0,
+        sequence=tasks,
+        config=training_config(params),
+        head="shared",  # under every head mode the first head answers
+        seed=seed,
+        device=device,
+        keep=keep_config(params),
+        memory={f"{INTEGRAL}{name}": value.to(device) for name, value in integral.items()},
+        start=new_network(params, seed).state_dict(),
+    )
 
 
 def train_cell(
@@ -221,40 +238,71 @@ def train_cell(
     inputs : CellInputs
         Of the cell's seed.
     masks : mapping of str to Tensor of bool, or None
-        The filters to freeze before the second task; ``freeze`` only.
+        The filters to freeze before the second task; strategies that freeze filters only.
     device : torch.device
         Where to train.
     on_epoch : callable, optional
         Told the progress after each epoch.
     """
-    request = _cell_request(params, spec, inputs, masks, device)
     strategy = _strategy(params, spec, inputs.tasks, masks, device)
+    memory, knowledge_digest = _memory(strategy, inputs)
+    request = _cell_request(params, spec, inputs, masks, knowledge_digest, device)
 
-    def train(
-        progress: Progress | None, after_epoch: OnEpoch
-    ) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    def train(progress: Progress | None, after_epoch: OnEpoch) -> Outcome:
         learner = Learner(
-            inputs.tasks, training_config(params), head=spec.head, seed=spec.seed, device=device
+            inputs.tasks,
+            training_config(params),
+            head=spec.head,
+            seed=spec.seed,
+            device=device,
+            keep=keep_config(params),
         )
         network = new_network(params, spec.seed).to(device)
         rows: list[list[Accuracy | None] | None] = [] if progress else [learner.measure(network, 0)]
-        if isinstance(strategy, Joint):
-            progress = progress or Progress(0, rows)
-            learner.learn_jointly(network, strategy, progress, after_epoch)
-        else:
-            network.load_state_dict(inputs.first)
-            progress = progress or Progress(1, [*rows, learner.measure(network, 1)])
-            while progress.learned < len(inputs.tasks.tasks):
-                learner.learn_task(network, strategy, progress, after_epoch)
+        try:
+            if isinstance(strategy, Joint):
+                progress = progress or Progress(0, rows)
+                learner.learn_jointly(network, strategy, progress, after_epoch)
+            else:
+                network.load_state_dict(inputs.first)
+                rows += [] if progress else [learner.measure(network, 1)]
+                progress = progress or Progress(1, rows, memory=memory)
+                while progress.learned < len(inputs.tasks.tasks):
+                    learner.learn_task(network, strategy, progress, after_epoch)
+        except TrainingDiverged as error:
+            row = _row_head(request.key, params, spec) | {"status": "failed", "error": str(error)}
+            failed = {"row": row, "history": progress.history if progress else []}
+            return Outcome(failed, network.state_dict(), 0.0)
         results = _results(request.key, params, spec, progress)
+        results["row"]["memory_bytes"] = _memory_bytes(strategy, inputs.tasks, progress, masks)
         # With more tasks the frozen filters change between them.
         if not isinstance(strategy, Joint) and len(inputs.tasks.tasks) == 2:
-            drift = _drift(params, spec, inputs, masks, network, device)
+            final = strategy.network_for(network, 0, progress.memory)
+            drift = _drift(params, spec, inputs, masks, final, device)
             results["drift"] = drift["layers"]
             results["row"] |= drift["means"]
-        return results, network.state_dict()
+        return Outcome(results, network.state_dict(), progress.seconds)
 
     return store.obtain(request, train, on_epoch)
+
+
+def _memory(strategy: Strategy, inputs: CellInputs) -> tuple[Memory, str | None]:
+    """Return what a strategy keeps of the first task, and the hash of the file it came from."""
+    if strategy.knowledge is None:
+        return {}, None
+    everything, digest = inputs.read_knowledge()
+    prefix = f"{strategy.knowledge}/"
+    memory = {n.removeprefix(prefix): t for n, t in everything.items() if n.startswith(prefix)}
+    return memory, digest
+
+
+def _memory_bytes(
+    strategy: Strategy, tasks: TaskSequence, progress: Progress, masks: Masks | None
+) -> int:
+    """Return how much a strategy keeps besides the network while it learns the last task."""
+    if isinstance(strategy, Joint):
+        return sum(task.train.images.nbytes for task in tasks.tasks[:-1])
+    return sum(tensor.nbytes for tensor in [*progress.memory.values(), *(masks or {}).values()])
 
 
 def _common_identity(
@@ -274,9 +322,11 @@ def _cell_request(
     spec: CellSpec,
     inputs: CellInputs,
     masks: Masks | None,
+    knowledge_digest: str | None,
     device: torch.device,
 ) -> CellRequest:
     identity = _common_identity(params, spec.seed, inputs.tasks_digest, device) | asdict(spec)
+    identity |= {"knowledge": knowledge_digest, "keep": asdict(keep_config(params))}
     if spec.strategy != "joint":
         identity["first"] = inputs.first_digest
     if spec.metric is not None and masks is not None:
@@ -289,9 +339,10 @@ def _cell_request(
         if len(inputs.tasks.tasks) > 2:  # ranked anew, by all that ranking depends on
             identity["explain"] = asdict(explain_config(params))
             identity["criterion"] = _own_source(spec.metric)
-    shown = {name: value for name, value in asdict(spec).items() if value is not None}
+    shown = asdict(spec) | spec.hyperparameters
+    shown = {name: value for name, value in shown.items() if value is not None and name != "hyper"}
     return CellRequest(
-        kind="cell",
+        kind=inputs.kind,
         name=spec.name,
         identity=identity,
         params=shown | _shown_params(params) | machine(device),
@@ -338,16 +389,10 @@ def _strategy(
     masks: Masks | None,
     device: torch.device,
 ) -> Strategy:
-    if spec.strategy == "joint":
-        assert spec.passes is not None
-        return Joint(spec.head, spec.passes)
-    if spec.strategy == "linear_probe":
-        return LinearProbe(spec.head)
-    if spec.strategy == "finetune":
-        return Finetune(spec.head)
+    make, hyper = STRATEGIES[spec.strategy], spec.hyperparameters
+    if spec.metric is None or spec.pct is None:
+        return make(spec.head, **hyper)
     assert masks is not None
-    assert spec.metric is not None
-    assert spec.pct is not None
     metric, pct, first_masks = spec.metric, spec.pct, masks
 
     def choose(network: TaskNetwork, learned: int) -> Masks:
@@ -355,31 +400,23 @@ def _strategy(
             return first_masks
         task = learned - 1
         batches = Batches(tasks.tasks[task].train, tasks.normalization, device)
-        offset = network.label_offset(spec.head, task)
-        classes = network.classes_per_task
-        view = network.view(spec.head, task, learned)
-        if offset:  # explain the task's own logits of the expanding head
-            view = torch.nn.Sequential(view, _Columns(offset, classes))
+        # The task's own logits, which an expanding head has among others.
+        own = "multi" if spec.head == "expanding" else spec.head
         orders = rank_network(
-            view, batches, classes, tasks.normalization, metric, explain_config(params), spec.seed
+            network.view(own, task, learned),
+            batches,
+            network.classes_per_task,
+            tasks.normalization,
+            metric,
+            explain_config(params),
+            spec.seed,
         )
-        prefix = "0." if offset else ""
-        return frozen_masks(
-            {name.removeprefix(prefix): order for name, order in orders.items()}, pct
-        )
+        return frozen_masks(orders, pct)
 
-    return Freeze(spec.head, choose, params.freeze.batch_norm)
-
-
-class _Columns(torch.nn.Module):
-    """Some neighbouring logits of a classifier."""
-
-    def __init__(self, first: int, count: int) -> None:
-        super().__init__()
-        self.range = slice(first, first + count)
-
-    def forward(self, logits: Tensor) -> Tensor:
-        return logits[:, self.range]
+    freeze = Freeze(spec.head, choose, params.freeze.batch_norm)
+    if issubclass(make, FreezeWith):
+        return make(spec.head, freeze, make.companion(spec.head, **hyper))
+    return freeze
 
 
 def _known(row: list[Accuracy | None] | None) -> list[Accuracy]:
@@ -394,17 +431,7 @@ def _results(key: str, params: Params, spec: CellSpec, progress: Progress) -> di
     matrix = [[None if entry is None else entry.overall for entry in row] for row in rows]
     by_class = [[None if entry is None else entry.per_class for entry in row] for row in rows]
     last = [value for entry in by_class[-1] if entry for value in entry]
-    ranked = spec.metric is not None
-    row: dict[str, Any] = {
-        "key": key,
-        "strategy": spec.strategy,
-        "metric": spec.metric,
-        "pct": spec.pct,
-        "seed": spec.seed,
-        "head": spec.head,
-        "saliency": params.saliency.method if ranked else None,
-        "aggregate": params.rank.aggregate if ranked else None,
-        "hyper": {} if spec.passes is None else {"passes": spec.passes},
+    row = _row_head(key, params, spec) | {
         "R": matrix,
         "status": "done",
         "acc_mean": average_accuracy(matrix),
@@ -417,7 +444,26 @@ def _results(key: str, params: Params, spec: CellSpec, progress: Progress) -> di
         row[f"acc_task{task + 1}"] = matrix[-1][task]
         row[f"acc_task{task + 1}_before"] = matrix[1][task]
         row[f"acc_task{task + 1}_init"] = matrix[0][task]
+    pruned = [epoch for epoch in progress.history if epoch["phase"] == RETRAIN]
+    if pruned:  # R[1][1] is from before pruning
+        row["acc_task1_pruned"] = pruned[-1]["acc_task1"]
     return {"row": row, "R_classes": by_class, "history": progress.history}
+
+
+def _row_head(key: str, params: Params, spec: CellSpec) -> dict[str, Any]:
+    """Return the part of a cell's row that is known before it is trained."""
+    ranked = spec.metric is not None
+    return {
+        "key": key,
+        "strategy": spec.strategy,
+        "metric": spec.metric,
+        "pct": spec.pct,
+        "seed": spec.seed,
+        "head": spec.head,
+        "saliency": params.saliency.method if ranked else None,
+        "aggregate": params.rank.aggregate if ranked else None,
+        "hyper": spec.hyperparameters,
+    }
 
 
 def _drift(

@@ -12,6 +12,7 @@ from permafrost.stages.workspace import (
     FIRST_RECORDS,
     SECOND_RECORDS,
     SWEEP,
+    TUNE,
     project_root,
 )
 from permafrost.tracking import CELLS, Tracker, TrackingError
@@ -43,6 +44,9 @@ def unused_cells() -> list[str]:
         if path.exists():
             rows: Any = load_json(path)
             used |= {row["key"] for row in (rows if isinstance(rows, list) else [rows])}
+    if TUNE.exists():
+        for methods in load_json(TUNE)["heads"].values():
+            used |= {trial["key"] for choice in methods.values() for trial in choice["trials"]}
     return [key for key in store.stored_keys() if key not in used]
 
 

@@ -10,6 +10,7 @@ from ruamel.yaml.error import YAMLError
 
 from permafrost.data import DATASETS
 from permafrost.errors import InputError
+from permafrost.explain import SALIENCY_METHODS
 from permafrost.models import ARCHITECTURES, HEADS
 from permafrost.ranking import AGGREGATES, check_criterion
 from permafrost.strategies import STRATEGIES
@@ -93,7 +94,7 @@ class Train(_Section):
 class Saliency(_Section):
     """The maps of what the network looks at, per class."""
 
-    method: Literal["fullgrad"] = "fullgrad"
+    method: Annotated[str, _one_of(*SALIENCY_METHODS)] = "fullgrad"
     reading: Literal["layer", "channel"] = "layer"
 
 
@@ -128,6 +129,41 @@ class Freeze(_Section):
     batch_norm: Literal["full", "affine", "none"] = "full"
 
 
+class Consolidate(_Section):
+    """How much methods keep of each task."""
+
+    fisher_images: int = Field(500, ge=1, le=10_000_000)
+    buffer_images: int = Field(50, ge=1, le=10_000_000)
+
+
+Grid = Annotated[list[dict[str, float]], Field(min_length=1, max_length=1000)]
+
+
+class Tune(_Section):
+    """What is tried for each method; a single entry is taken as it is."""
+
+    freeze: Grid = [{"pct": 0.5}]
+    ewc: Grid = [{"strength": 100.0}]
+    si: Grid = [{"strength": 1.0}]
+    lwf: Grid = [{"weight": 1.0, "temperature": 2.0}]
+    packnet: Grid = [{"prune": 0.5}]
+    fragile_layer: Grid = [{"layers": 0.5}]
+    freeze_ewc: Grid = [{"strength": 100.0}]
+    freeze_lwf: Grid = [{"weight": 1.0, "temperature": 2.0}]
+
+    @model_validator(mode="after")
+    def _entries_fit_their_methods(self) -> "Tune":
+        for name, grid in self:
+            bounds = STRATEGIES[name].hyper
+            for entry in grid:
+                if entry.keys() != bounds.keys():
+                    raise ValueError(f"{name}: {entry} must name exactly {', '.join(bounds)}")
+                for key, (low, high) in bounds.items():
+                    if not low <= entry[key] <= high:
+                        raise ValueError(f"{name}: {key} must lie in {low:g}..{high:g}")
+        return self
+
+
 class Sweep(_Section):
     """The cells that are compared."""
 
@@ -138,12 +174,6 @@ class Sweep(_Section):
     pcts: Annotated[list[Share], AfterValidator(_unique)] = [0.25, 0.5, 0.75]
     heads: Annotated[list[HeadName], AfterValidator(_unique), Field(min_length=1)] = ["shared"]
     workers: int = Field(2, ge=1, le=256)
-
-
-class Report(_Section):
-    """Where the tables look."""
-
-    pct: Share = 0.5
 
 
 class Runtime(_Section):
@@ -167,8 +197,9 @@ class Params(_Section):
     visualize: Visualize = Visualize()
     rank: Rank = Rank()
     freeze: Freeze = Freeze()
+    consolidate: Consolidate = Consolidate()
+    tune: Tune = Tune()
     sweep: Sweep = Sweep()
-    report: Report = Report()
     runtime: Runtime = Runtime()
 
     @model_validator(mode="after")
@@ -182,9 +213,29 @@ class Params(_Section):
                     f"{key}: {metric!r} is not ranked; allowed: what rank.metrics lists "
                     f"({', '.join(ranked)})"
                 )
-        if "freeze" in self.sweep.strategies and not (self.sweep.metrics and self.sweep.pcts):
+        if "freeze" in self.sweep.strategies and not self.sweep.metrics:
+            raise ValueError("sweep: the strategy freeze needs at least one of sweep.metrics")
+        return self
+
+    @model_validator(mode="after")
+    def _methods_fit(self) -> "Params":
+        if "packnet" in self.sweep.strategies and "expanding" in self.sweep.heads:
             raise ValueError(
-                "sweep: the strategy freeze needs at least one of sweep.metrics and of sweep.pcts"
+                "sweep.strategies: packnet needs to know an image's task, which the head expanding "
+                "does not tell; allowed: shared, multi"
+            )
+        tried = {
+            name: len(grid)
+            for name, grid in self.tune
+            if len(grid) > 1 and name in {"freeze", *self.sweep.strategies}
+        }
+        if len(set(tried.values())) > 1:
+            counts = ", ".join(f"{name} {count}" for name, count in tried.items())
+            raise ValueError(f"tune: every method must have as many trials, not {counts}")
+        if tried and self.split.validation == 0:
+            raise ValueError(
+                "tune: trials are measured on validation images; set split.validation above 0 or "
+                "give each method a single entry"
             )
         return self
 

@@ -42,7 +42,9 @@ def accuracy_table(
     labels: Sequence[str],
     members: Sequence[tuple[Sequence[str], Sequence[Row]]],
     tasks: int,
-    seed_figures: Callable[[Sequence[str]], Sequence[str]] | None = None,
+    *,
+    more: Callable[[Sequence[str], Sequence[Row]], Sequence[str]] | None = None,
+    headings: Sequence[str] = (),
 ) -> str:
     """Return a table of accuracies with mean and 95% interval, in percent.
 
@@ -54,17 +56,21 @@ def accuracy_table(
         The first columns of a line, and the cells that it summarises.
     tasks : int
         T.
-    seed_figures : callable, optional
-        Given a line's first columns, the seed's own figures for task 1 and task 2.
+    more : callable, optional
+        Given a line's first columns and its cells, further columns.
+    headings : sequence of str
+        Of those.
     """
     measures = [f"acc_task{task + 1}" for task in range(tasks)] + ["acc_mean", "forgetting"]
     names = [f"task {task + 1}" for task in range(tasks)] + ["mean", "forgetting"]
-    quoted = ["seed: task 1", "seed: task 2"] if seed_figures else []
     lines = []
     for first, rows in members:
-        figures = list(seed_figures(first)) if seed_figures else []
-        lines.append([*first, *(percent(measure(rows, name)) for name in measures), *figures])
-    return markdown([*labels, *names, *quoted], lines)
+        further = more(first, rows) if more else ()
+        failed = sum(row.get("status") == "failed" for row in rows)
+        note = [f"{first[-1]} ({failed} of {len(rows)} failed)"] if failed else first[-1:]
+        figures = [percent(measure(rows, name)) for name in measures]
+        lines.append([*first[:-1], *note, *figures, *further])
+    return markdown([*labels, *names, *headings], lines)
 
 
 def _escape(text: str) -> str:

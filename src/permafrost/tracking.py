@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 Result = TypeVar("Result")
 
 CELLS, FIRST_TASKS, VARIANTS = "permafrost", "permafrost-first-task", "permafrost-variants"
-EXPERIMENTS = (CELLS, FIRST_TASKS, VARIANTS)
+TRIALS = "permafrost-trials"
+EXPERIMENTS = (CELLS, FIRST_TASKS, VARIANTS, TRIALS)
 
 _FINISHED, _RUNNING = "FINISHED", "RUNNING"
 

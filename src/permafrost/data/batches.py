@@ -74,7 +74,7 @@ class Batches:
 
     def epoch(
         self, generator: torch.Generator, batch_size: int, *, flip: bool, padding: int
-    ) -> Iterator[tuple[Tensor, Tensor]]:
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Return shuffled, augmented batches in which every image comes once.
 
         All random numbers of the epoch are drawn by this call, on the CPU: neither the device nor
@@ -94,8 +94,9 @@ class Batches:
 
         Returns
         -------
-        iterator of (Tensor, Tensor)
-            Normalised images, float32 of shape (B, 3, H, W), and labels, int64 of shape (B,).
+        iterator of (Tensor, Tensor, Tensor)
+            Normalised images, float32 of shape (B, 3, H, W), labels, int64 of shape (B,), and the
+            images' positions in the data, int64 of shape (B,).
         """
         count, device = len(self), self.images.device
         order = torch.randperm(count, generator=generator).to(device)
@@ -128,7 +129,7 @@ class Batches:
 
     def _augmented(
         self, padded: Tensor, order: Tensor, offsets: Tensor, flips: Tensor, batch_size: int
-    ) -> Iterator[tuple[Tensor, Tensor]]:
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         channels, height, width = self.images.shape[1:]
         device = padded.device
         channel = torch.arange(channels, device=device)[:, None, None]
@@ -142,4 +143,4 @@ class Batches:
             planes = index[:, None, None, None] * channels + channel
             lines = planes * padded.shape[2] + rows[:, None, :, None]
             window = padded.take(lines * padded.shape[3] + columns[:, None, None])
-            yield _standardize(window, self._mean, self._std), self.labels[index]
+            yield _standardize(window, self._mean, self._std), self.labels[index], index

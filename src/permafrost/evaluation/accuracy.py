@@ -1,5 +1,6 @@
 """Accuracy of a network on every task: one row of the accuracy matrix R."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -59,16 +60,17 @@ def accuracy(
 
 
 def accuracy_row(
-    network: TaskNetwork, tests: list[Batches], head: Head, seen: int
+    networks: Sequence[TaskNetwork], tests: Sequence[Batches], head: Head, seen: int
 ) -> list[Accuracy | None]:
     """Measure a network on every task: row ``seen`` of R.
 
     Parameters
     ----------
-    network : TaskNetwork
-        The network after learning ``seen`` tasks.
-    tests : list of Batches
-        The test images of the T tasks.
+    networks : sequence of TaskNetwork
+        For each task the network that answers for it, after learning ``seen`` tasks; most methods
+        have one for all.
+    tests : sequence of Batches
+        The test images of the tasks.
     head : {"shared", "multi", "expanding"}
         How a task is answered.
     seen : int
@@ -80,15 +82,14 @@ def accuracy_row(
         One for each task; None where an expanding head has no output yet for the task's classes.
     """
     heads = max(seen, 1)  # the untrained network has its first head
-    classes = network.classes_per_task
     return [
         None
         if head == "expanding" and task >= heads
         else accuracy(
             network.view(head, task, heads),
             test,
-            classes,
+            network.classes_per_task,
             offset=network.label_offset(head, task),
         )
-        for task, test in enumerate(tests)
+        for task, (network, test) in enumerate(zip(networks, tests, strict=True))
     ]

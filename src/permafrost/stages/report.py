@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from permafrost.artifacts import load_json, save_json, write_atomically
+from permafrost.cells import CellStore
 from permafrost.params import Params
 from permafrost.pictures import draw_trade_off
 from permafrost.stages.workspace import (
@@ -13,13 +14,16 @@ from permafrost.stages.workspace import (
     SALIENCY_PICTURES,
     SWEEP,
     TABLES,
+    TIMINGS,
     TRADE_OFF_PICTURE,
     TRADE_OFF_POINTS,
+    TUNE,
     VARIANT,
     open_stage,
     seed_file,
 )
-from permafrost.tables import Row, accuracy_table, groups, measure
+from permafrost.strategies import STRATEGIES
+from permafrost.tables import Row, accuracy_table, groups, markdown, measure
 from permafrost.variants import add_pictures
 
 # What the seed's text states (Feenstra & Dow 2023); its tables were pictures. Percent.
@@ -33,7 +37,8 @@ def run() -> None:
         params = workspace.params
         variant = load_json(VARIANT)
         rows = _with_variant(load_json(SWEEP), variant["seeds"])
-        text = tables(rows, params)
+        choices = load_json(TUNE)["heads"]
+        text = tables(rows, params, choices, _relative_times(workspace.store, rows))
         write_atomically(TABLES, text.encode())
         _draw(rows, params)
         add_pictures(workspace.store, variant, _pictures(params))
@@ -47,16 +52,54 @@ def _with_variant(rows: list[Row], variant: list[Row]) -> list[Row]:
     return sorted(together, key=lambda row: row["pct"] or 0)
 
 
-def tables(rows: list[Row], params: Params) -> str:
-    """Return all tables as Markdown, for each head."""
+def _relative_times(store: CellStore, rows: list[Row]) -> dict[str, float]:
+    """Return each training's seconds relative to fine-tuning's, by the cells' keys.
+
+    What stage consolidate made for a method counts. Trainings whose stored cell is gone are left
+    out.
+    """
+    stored = set(store.stored_keys())
+    seconds = {row["key"]: store.seconds(row["key"]) for row in rows if row["key"] in stored}
+    plain = {
+        (row["head"], row["seed"]): seconds[row["key"]]
+        for row in _of(rows, "finetune")
+        if row["key"] in seconds
+    }
+    extra = load_json(TIMINGS).get("consolidate", {})
+    times = {}
+    for row in rows:
+        knowledge = STRATEGIES[row["strategy"]].knowledge
+        base = plain.get((row["head"], row["seed"]))
+        if base and row["key"] in seconds:
+            total = seconds[row["key"]] + extra.get(f"{knowledge}@{row['seed']}", 0.0)
+            times[row["key"]] = total / base
+    return times
+
+
+def tables(
+    rows: list[Row], params: Params, choices: dict[str, Any], times: dict[str, float]
+) -> str:
+    """Return all tables as Markdown, for each head.
+
+    Parameters
+    ----------
+    rows : list of dict
+        Of the sweep and the variant.
+    params : Params
+        All parameters.
+    choices : dict
+        Under each head, each method's chosen hyperparameters and trials.
+    times : dict of str to float
+        Each cell's training time relative to fine-tuning's.
+    """
     parts = [f"# Results: {params.split.dataset}, profile {params.profile}", _preamble(params)]
     for head in params.sweep.heads:
         mine = [row for row in rows if row["head"] == head]
         parts += [
             f"## Head `{head}`",
             *_by_pct(mine, params),
-            *_by_metric(mine, params),
-            *_against_joint(mine, rows, params),
+            *_by_metric(mine, params, choices[head]),
+            *_methods(mine, rows, params, choices[head], times),
         ]
     return "\n\n".join([*parts, *_assumptions(params)]) + "\n"
 
@@ -80,58 +123,107 @@ def _by_pct(rows: list[Row], params: Params) -> list[str]:
         lines = [(["0% (fine-tuning)"], _of(rows, "finetune"))]
         lines += [([f"{g['pct']:.0%}"], found) for g, found in groups(members, "pct")]
         lines += [(["all (linear probe)"], _of(rows, "linear_probe"))]
-        figures = _seed_column(params, SEED_BY_PCT) if group["metric"] == "mse" else None
+        quoted = params.profile == "paper" and group["metric"] == "mse"
         parts += [
             f"### By share of frozen filters, ranked by {group['metric']}",
-            accuracy_table(["frozen"], _present(lines), params.split.tasks, figures),
+            accuracy_table(
+                ["frozen"],
+                _present(lines),
+                params.split.tasks,
+                more=_seed_column(SEED_BY_PCT) if quoted else None,
+                headings=("seed: task 1", "seed: task 2") if quoted else (),
+            ),
         ]
     return parts
 
 
-def _by_metric(rows: list[Row], params: Params) -> list[str]:
-    at_pct = [row for row in _of(rows, "freeze") if row["pct"] == params.report.pct]
+def _by_metric(rows: list[Row], params: Params, choices: dict[str, Any]) -> list[str]:
+    pct = choices["freeze"]["chosen"]["pct"]
+    at_pct = [row for row in _of(rows, "freeze") if row["pct"] == pct]
     if not at_pct:
         return []
     lines = [([group["metric"]], members) for group, members in groups(at_pct, "metric")]
     return [
-        f"### By metric, {params.report.pct:.0%} of the filters frozen",
+        f"### By metric, {pct:.0%} of the filters frozen",
         accuracy_table(["metric"], lines, params.split.tasks),
     ]
 
 
-def _against_joint(rows: list[Row], all_rows: list[Row], params: Params) -> list[str]:
-    """Return the table of sequential learning against joint training."""
-    joint = _of(all_rows, "joint")
-    if not joint:
-        return []
+def _methods(
+    rows: list[Row],
+    all_rows: list[Row],
+    params: Params,
+    choices: dict[str, Any],
+    times: dict[str, float],
+) -> list[str]:
+    """Return the table of all methods, joint training among them."""
+    pct = choices["freeze"]["chosen"]["pct"]
     lines: list[tuple[list[str], list[Row]]] = []
     for group, members in groups([r for r in rows if r["strategy"] != "joint"], "strategy"):
         if group["strategy"] == "freeze":
-            at_pct = [row for row in members if row["pct"] == params.report.pct]
+            at_pct = [row for row in members if row["pct"] == pct]
             lines += [
-                ([f"freeze {g['metric']} {params.report.pct:.0%}"], found)
+                ([f"freeze {g['metric']} {pct:.0%}"], found)
                 for g, found in groups(at_pct, "metric")
             ]
         else:
             lines.append(([group["strategy"]], members))
-    epochs = params.train.epochs
-    for group, members in groups([_with_passes(row) for row in joint], "passes", "head"):
-        length = f"joint, {group['passes'] * epochs} epochs"
+    lines += _joint_lines(rows, all_rows, params)
+    return [
+        "### Methods",
+        "Memory is what a method keeps besides the network. Time is that of its training and of "
+        "what it prepares, relative to fine-tuning's.",
+        accuracy_table(
+            ["method"], _present(lines), params.split.tasks, more=_costs(times), headings=_COSTS
+        ),
+        *_choices(choices),
+    ]
+
+
+_COSTS = ("memory (MB)", "time", "remark")
+
+
+def _costs(times: dict[str, float]) -> Callable[[Sequence[str], Sequence[Row]], Sequence[str]]:
+    def columns(_first: Sequence[str], rows: Sequence[Row]) -> Sequence[str]:
+        known = [times[row["key"]] for row in rows if row["key"] in times]
+        time = f"{sum(known) / len(known):.1f}x" if known else "–"
+        sizes = [row["memory_bytes"] for row in rows if row["status"] == "done"]
+        megabytes = f"{sum(sizes) / len(sizes) / 1e6:.2f}" if sizes else "–"
+        return megabytes, time, STRATEGIES[rows[0]["strategy"]].remark
+
+    return columns
+
+
+def _choices(choices: dict[str, Any]) -> list[str]:
+    """Return what was chosen for each method, and of how many trials."""
+    lines = []
+    for name, choice in choices.items():
+        chosen = ", ".join(f"{key} {value:g}" for key, value in choice["chosen"].items())
+        trials = str(len(choice["trials"])) if choice["trials"] else "none"
+        lines.append([name, chosen, trials])
+    return [
+        "Hyperparameters, chosen by the mean accuracy on validation images of the first seed:",
+        markdown(["method", "chosen", "trials"], lines),
+    ]
+
+
+def _joint_lines(
+    rows: list[Row], all_rows: list[Row], params: Params
+) -> list[tuple[list[str], list[Row]]]:
+    """Return joint training's lines: under this head, and with one softmax of all classes.
+
+    The mean of the latter is the plain average over all classes, the seed's number for joint
+    training.
+    """
+    joint = [row | {"passes": row["hyper"]["passes"]} for row in _of(all_rows, "joint")]
+    lines: list[tuple[list[str], list[Row]]] = []
+    for group, members in groups(joint, "passes", "head"):
+        length = f"joint, {group['passes'] * params.train.epochs:g} epochs"
         if group["head"] == rows[0]["head"]:
             lines.append(([length], members))
         elif group["head"] == "expanding":
             lines.append(([f"{length}, one softmax of all classes"], members))
-    return [
-        "### Sequential against joint training",
-        "The mean of `one softmax of all classes` is the plain average over all classes, the "
-        "number that the seed gives for joint training; it shows each image "
-        f"{params.split.tasks} times as often in {params.split.tasks * epochs} epochs.",
-        accuracy_table(["training"], _present(lines), params.split.tasks),
-    ]
-
-
-def _with_passes(row: Row) -> Row:
-    return row | {"passes": row["hyper"]["passes"]}
+    return lines
 
 
 def _present(
@@ -141,11 +233,9 @@ def _present(
 
 
 def _seed_column(
-    params: Params, figures: dict[str, tuple[str, str]]
-) -> Callable[[Sequence[str]], Sequence[str]] | None:
-    if params.profile != "paper":
-        return None
-    return lambda first: figures.get(first[0], ("–", "–"))
+    figures: dict[str, tuple[str, str]],
+) -> Callable[[Sequence[str], Sequence[Row]], Sequence[str]]:
+    return lambda first, _rows: figures.get(first[0], ("–", "–"))
 
 
 def _assumptions(params: Params) -> list[str]:
@@ -166,7 +256,7 @@ def _assumptions(params: Params) -> list[str]:
                 f"- head: {' and '.join(params.sweep.heads)}, side by side",
                 f"- how a filter's picture becomes one map: {params.visualize.heat_map}",
                 f"- frozen BatchNorm: {params.freeze.batch_norm}",
-                f"- FullGrad's reading: {params.saliency.reading}",
+                f"- saliency: {params.saliency.method}, reading {params.saliency.reading}",
             ]
         ),
     ]
@@ -174,7 +264,7 @@ def _assumptions(params: Params) -> list[str]:
 
 def _draw(rows: list[Row], params: Params) -> None:
     head = params.sweep.heads[0]
-    mine = [row for row in rows if row["head"] == head]
+    mine = [row for row in rows if row["head"] == head and row["status"] == "done"]
     points = [
         _point(group, members) for group, members in groups(_of(mine, "freeze"), "metric", "pct")
     ]
@@ -197,7 +287,7 @@ def _draw(rows: list[Row], params: Params) -> None:
 
 def _with_label(row: Row, params: Params) -> Row:
     passes = row["hyper"].get("passes")
-    length = f", {passes * params.train.epochs} epochs" if passes else ""
+    length = f", {passes * params.train.epochs:g} epochs" if passes else ""
     return row | {"label": f"{row['strategy']}{length}"}
 
 

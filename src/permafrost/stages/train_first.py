@@ -1,10 +1,11 @@
 """Stage train_first: train the network on the first task."""
 
-from permafrost.artifacts import file_digest, load_tasks
+from permafrost.artifacts import file_digest, load_tasks, write_atomically
 from permafrost.experiment import train_first_task
 from permafrost.stages.workspace import (
     FIRST,
     FIRST_RECORDS,
+    INTEGRALS,
     TASKS,
     open_stage,
     progress_bar,
@@ -33,5 +34,7 @@ def run(seed: int) -> None:
             seed_file(FIRST, seed),
             seed_file(FIRST_RECORDS, seed, ".json"),
         )
+        kept = workspace.store.kept_path(record["key"]).read_bytes()
+        write_atomically(seed_file(INTEGRALS, seed), kept)
         accuracy = record["row"]["acc_task1"]
         print(f"first task, seed {seed}: {accuracy:.1%} of the test images are right")

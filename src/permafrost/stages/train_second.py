@@ -6,33 +6,24 @@ import torch
 from torch import Tensor
 
 from permafrost.artifacts import (
-    file_digest,
     load_json,
-    load_tasks,
-    load_tensors,
     require,
 )
-from permafrost.experiment import CellInputs, CellSpec, train_cell
+from permafrost.errors import InputError
+from permafrost.experiment import train_cell
 from permafrost.models import Head
 from permafrost.params import Params
+from permafrost.plan import CellSpec
+from permafrost.stages.cell_pool import cell_inputs
 from permafrost.stages.workspace import (
-    FIRST,
     FROZEN,
     SECOND,
     SECOND_RECORDS,
-    TASKS,
     open_stage,
     progress_bar,
     publish_cell,
     seed_file,
 )
-
-
-def cell_inputs(seed: int) -> CellInputs:
-    """Read what every cell of a seed starts from."""
-    tasks, first = seed_file(TASKS, seed), seed_file(FIRST, seed)
-    weights, _ = load_tensors(first)
-    return CellInputs(load_tasks(tasks), file_digest(tasks), weights, file_digest(first))
 
 
 def variant_spec(params: Params, seed: int) -> CellSpec:
@@ -70,6 +61,8 @@ def run(seed: int) -> None:
                 workspace.device,
                 lambda _: advance(1),
             )
+        if record["row"]["status"] == "failed":
+            raise InputError(f"train: {record['row']['error']}; set a lower learning rate")
         publish_cell(
             workspace.store,
             record,

@@ -1,22 +1,69 @@
 """Floor 3, strategies: how the second and later tasks are learned, one file a strategy."""
 
-from permafrost.strategies.base import MaskSource, Strategy
+from permafrost.strategies.base import Guard, Keep, Lesson, MaskSource, Memory, Phase, Strategy
+from permafrost.strategies.critical_layer import CriticalLayer
+from permafrost.strategies.ewc import Ewc
 from permafrost.strategies.finetune import Finetune
+from permafrost.strategies.fragile_layer import FragileLayer
 from permafrost.strategies.freeze import Freeze
+from permafrost.strategies.freeze_with import FreezeEwc, FreezeLwf, FreezeWith
 from permafrost.strategies.joint import Joint
+from permafrost.strategies.knowledge import KNOWLEDGE
 from permafrost.strategies.learner import Learner, Progress
 from permafrost.strategies.linear_probe import LinearProbe
+from permafrost.strategies.lwf import Lwf
+from permafrost.strategies.packnet import RETRAIN, PackNet
+from permafrost.strategies.quadratic import body_parameters
+from permafrost.strategies.replay import Replay
+from permafrost.strategies.si import INTEGRAL, PathIntegral, Si
 
-STRATEGIES = {strategy.name: strategy for strategy in (Finetune, Freeze, LinearProbe, Joint)}
+STRATEGIES: dict[str, type[Strategy]] = {
+    strategy.name: strategy
+    for strategy in (
+        Finetune,
+        Freeze,
+        LinearProbe,
+        Joint,
+        Ewc,
+        Si,
+        PackNet,
+        Lwf,
+        CriticalLayer,
+        FragileLayer,
+        Replay,
+        FreezeEwc,
+        FreezeLwf,
+    )
+}
 
 __all__ = [
+    "INTEGRAL",
+    "KNOWLEDGE",
+    "RETRAIN",
     "STRATEGIES",
+    "CriticalLayer",
+    "Ewc",
     "Finetune",
+    "FragileLayer",
     "Freeze",
+    "FreezeEwc",
+    "FreezeLwf",
+    "FreezeWith",
+    "Guard",
     "Joint",
+    "Keep",
     "Learner",
+    "Lesson",
     "LinearProbe",
+    "Lwf",
     "MaskSource",
+    "Memory",
+    "PackNet",
+    "PathIntegral",
+    "Phase",
     "Progress",
+    "Replay",
+    "Si",
     "Strategy",
+    "body_parameters",
 ]

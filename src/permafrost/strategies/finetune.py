@@ -1,6 +1,7 @@
 """Plain fine-tuning: nothing protects the first task. The lower baseline."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from permafrost.strategies.base import Strategy
 
@@ -9,4 +10,4 @@ from permafrost.strategies.base import Strategy
 class Finetune(Strategy):
     """Train every weight on the next task."""
 
-    name = "finetune"
+    name: ClassVar[str] = "finetune"

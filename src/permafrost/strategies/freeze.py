@@ -1,13 +1,12 @@
 """Freeze the best-ranked share of every layer's filters (Feenstra & Dow 2023)."""
 
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-
-from torch import nn
+from typing import ClassVar
 
 from permafrost.freezing import BatchNormFreeze, frozen_filters
-from permafrost.models import TaskNetwork
-from permafrost.strategies.base import MaskSource, Strategy
+from permafrost.strategies.base import Guard, Lesson, MaskSource, Phase, Strategy
 
 
 @dataclass(frozen=True)
@@ -28,10 +27,13 @@ class Freeze(Strategy):
     masks: MaskSource
     batch_norm: BatchNormFreeze = "full"
 
-    name = "freeze"
+    name: ClassVar[str] = "freeze"
+    hyper: ClassVar[dict[str, tuple[float, float]]] = {"pct": (0, 1)}
 
-    def while_learning(
-        self, network: TaskNetwork, learned: int
-    ) -> AbstractContextManager[nn.Module | None]:
+    @contextmanager
+    def while_learning(self, lesson: Lesson, phase: Phase) -> Iterator[Guard]:
         """Hold the masks' filters frozen."""
-        return frozen_filters(network, self.masks(network, learned), self.batch_norm)
+        del phase
+        masks = self.masks(lesson.network, lesson.learned)
+        with frozen_filters(lesson.network, masks, self.batch_norm):
+            yield Guard()

@@ -4,13 +4,16 @@ The one-softmax form (an expanding head over all classes) is what the seed compa
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from permafrost.data import LabeledImages, Task
 from permafrost.models import TaskNetwork
 from permafrost.strategies.base import Strategy
+from permafrost.training import Batch, Objective
 
 
 @dataclass(frozen=True)
@@ -26,26 +29,30 @@ class Joint(Strategy):
 
     passes: int = 1
 
-    name = "joint"
-    sequential = False
+    name: ClassVar[str] = "joint"
+    remark: ClassVar[str] = "sees all tasks at once"
 
     def view(self, network: TaskNetwork) -> nn.Module:
         """Return a classifier with one logit for every class, or for every shared output."""
         tasks = len(network.heads)
         return network.view("shared" if self.head == "shared" else "expanding", 0, tasks)
 
-    def answer(self, logits: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:
-        """Return the logits and labels of the run's own head.
+    def objective(self, classes: int) -> Objective:
+        """Return the cross entropy under the run's own head.
 
         Parameters
         ----------
-        logits : Tensor, shape (N, C) if shared, else (N, T * C)
-            Of :meth:`view`.
-        labels : Tensor, shape (N,)
-            0 .. T * C - 1, as :func:`union` numbers them.
         classes : int
-            C.
+            C; labels are 0 .. T * C - 1, as :func:`union` numbers them.
         """
+
+        def cross_entropy(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+            logits, labels = self._answer(model(batch.images), batch.labels, classes)
+            return F.cross_entropy(logits, labels), logits, labels
+
+        return cross_entropy
+
+    def _answer(self, logits: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:
         if self.head == "expanding":
             return logits, labels
         if self.head == "multi":  # each image is answered by its own task's head

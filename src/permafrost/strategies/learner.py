@@ -12,7 +12,7 @@ from permafrost.data import Batches, TaskSequence
 from permafrost.evaluation import Accuracy, accuracy_row
 from permafrost.models import Head, TaskNetwork
 from permafrost.seeding import generator
-from permafrost.strategies.base import Strategy
+from permafrost.strategies.base import Keep, Lesson, Memory, Phase, Strategy
 from permafrost.strategies.joint import Joint, union
 from permafrost.training import TrainingConfig, TrainingState, fit
 
@@ -33,7 +33,13 @@ class Progress:
     start : dict of str to Tensor
         The network's weights when the task under way began.
     history : list of dict
-        A row for each finished epoch of finished tasks.
+        A row for each epoch of the trainings that are finished.
+    memory : dict of str to Tensor
+        What the strategy keeps of the tasks before.
+    phase : int
+        How many of the task's trainings are finished.
+    seconds : float
+        How long the finished trainings took, without measuring.
     """
 
     learned: int
@@ -41,6 +47,9 @@ class Progress:
     start: dict[str, Tensor] = field(default_factory=dict)
     training: TrainingState = field(default_factory=TrainingState)
     history: list[dict[str, Any]] = field(default_factory=list)
+    memory: Memory = field(default_factory=dict)
+    phase: int = 0
+    seconds: float = 0.0
 
 
 OnEpoch = Callable[[Progress], None]
@@ -61,6 +70,8 @@ class Learner:
         Sets the order of the data and its augmentation.
     device : torch.device
         Where to train; the images are moved there once.
+    keep : Keep, optional
+        How much a strategy may keep of each task.
     curve_tasks : int, optional
         Of how many tasks the accuracy is measured after each epoch; all by default.
     """
@@ -73,6 +84,7 @@ class Learner:
         head: Head,
         seed: int,
         device: torch.device,
+        keep: Keep = Keep(),  # noqa: B008  (frozen)
         curve_tasks: int | None = None,
     ) -> None:
         self.sequence = sequence
@@ -80,12 +92,39 @@ class Learner:
         self.head: Head = head
         self.seed = seed
         self.device = device
+        self.keep = keep
         self.tests = [Batches(task.test, sequence.normalization, device) for task in sequence.tasks]
         self.curve_tasks = curve_tasks or len(self.tests)
 
-    def measure(self, network: TaskNetwork, seen: int) -> list[Accuracy | None]:
-        """Return row ``seen`` of R."""
-        return accuracy_row(network, self.tests, self.head, seen)
+    def measure(
+        self,
+        network: TaskNetwork,
+        seen: int,
+        strategy: Strategy | None = None,
+        memory: Memory | None = None,
+        tasks: int | None = None,
+    ) -> list[Accuracy | None]:
+        """Return row ``seen`` of R.
+
+        Parameters
+        ----------
+        network : TaskNetwork
+            After learning ``seen`` tasks.
+        seen : int
+            0 .. T.
+        strategy : Strategy, optional
+            Decides which weights answer for a task.
+        memory : dict of str to Tensor, optional
+            What the strategy keeps.
+        tasks : int, optional
+            Measure only so many of the tasks.
+        """
+        tests = self.tests[:tasks]
+        networks = [
+            strategy.network_for(network, task, memory or {}) if strategy else network
+            for task in range(len(tests))
+        ]
+        return accuracy_row(networks, tests, self.head, seen)
 
     def learn_task(
         self,
@@ -95,26 +134,48 @@ class Learner:
         on_epoch: OnEpoch | None = None,
     ) -> None:
         """Learn the next task; ``progress`` moves on by one task and one row of R."""
-        task = progress.learned
-        seen = task + 1
+        phases = strategy.phases(self._lesson(network, progress))
+        while progress.phase < len(phases):
+            self._train_phase(network, strategy, phases[progress.phase], progress, on_epoch)
+        self._finish(progress, network, strategy, progress.learned + 1)
+
+    def _train_phase(
+        self,
+        network: TaskNetwork,
+        strategy: Strategy,
+        phase: Phase,
+        progress: Progress,
+        on_epoch: OnEpoch | None,
+    ) -> None:
+        seen = progress.learned + 1
         if progress.training.epoch == 0:
             progress.start = copy.deepcopy(network.state_dict())
-        else:  # masks and stand-in layers are made of the weights that the task began with
+        else:  # masks and stand-in layers are made of the weights that the training began with
             network.load_state_dict(progress.start)
-        train = self.sequence.tasks[task].train
+        lesson = self._lesson(network, progress)
+        train = self.sequence.tasks[phase.task].train
         if self.head == "expanding":
-            train = replace(train, labels=train.labels + network.label_offset(self.head, task))
-        with strategy.while_learning(network, task):
+            offset = network.label_offset(self.head, phase.task)
+            train = replace(train, labels=train.labels + offset)
+        purpose: list[int | str] = [self.seed, "order", progress.learned]
+        purpose += [] if phase.name == "learn" else [phase.name]
+        with strategy.while_learning(lesson, phase) as guard:
             rows = fit(
-                network.view(self.head, task, seen),
+                lesson.view(phase.task),
                 Batches(train, self.sequence.normalization, self.device),
-                self.config,
-                generator=generator(self.seed, "order", task),
-                measure=lambda: self._curve(network, seen),
+                replace(self.config, epochs=phase.epochs),
+                generator=generator(*purpose),
+                objective=guard.objective,
+                observer=guard.observer,
+                measure=lambda: self._curve(network, seen, strategy, progress.memory),
                 resume=progress.training,
                 on_epoch=lambda _: on_epoch(progress) if on_epoch else None,
             )
-        self._finish(progress, network, seen, rows)
+        progress.memory = strategy.after_phase(lesson, phase, guard)
+        progress.history.extend({"task": seen, "phase": phase.name} | row for row in rows)
+        progress.seconds += progress.training.seconds
+        progress.training = TrainingState()
+        progress.phase += 1
 
     def learn_jointly(
         self,
@@ -125,33 +186,50 @@ class Learner:
     ) -> None:
         """Learn all tasks at once; only the first and the last row of R exist."""
         tasks = len(self.sequence.tasks)
-        classes = network.classes_per_task
         rows = fit(
             strategy.view(network),
             Batches(union(self.sequence.tasks), self.sequence.normalization, self.device),
             replace(self.config, epochs=strategy.passes * self.config.epochs),
             generator=generator(self.seed, "order", "joint"),
-            answer=lambda logits, labels: strategy.answer(logits, labels, classes),
-            measure=lambda: self._curve(network, tasks),
+            objective=strategy.objective(network.classes_per_task),
+            measure=lambda: self._curve(network, tasks, strategy, {}),
             resume=progress.training,
             on_epoch=lambda _: on_epoch(progress) if on_epoch else None,
         )
+        progress.history.extend({"task": tasks, "phase": "learn"} | row for row in rows)
+        progress.seconds += progress.training.seconds
         progress.rows.extend([None] * (tasks - 1))
-        self._finish(progress, network, tasks, rows)
+        self._finish(progress, network, strategy, tasks)
 
-    def _curve(self, network: TaskNetwork, seen: int) -> dict[str, float]:
+    def _lesson(self, network: TaskNetwork, progress: Progress) -> Lesson:
+        return Lesson(
+            network=network,
+            learned=progress.learned,
+            sequence=self.sequence,
+            config=self.config,
+            head=self.head,
+            seed=self.seed,
+            device=self.device,
+            keep=self.keep,
+            memory=progress.memory,
+            start=progress.start,
+        )
+
+    def _curve(
+        self, network: TaskNetwork, seen: int, strategy: Strategy, memory: Memory
+    ) -> dict[str, float]:
         return {
             f"acc_task{index + 1}": accuracy.overall
             for index, accuracy in enumerate(
-                accuracy_row(network, self.tests[: self.curve_tasks], self.head, seen)
+                self.measure(network, seen, strategy, memory, self.curve_tasks)
             )
             if accuracy is not None
         }
 
     def _finish(
-        self, progress: Progress, network: TaskNetwork, seen: int, rows: list[dict[str, Any]]
+        self, progress: Progress, network: TaskNetwork, strategy: Strategy, seen: int
     ) -> None:
-        progress.history.extend({"task": seen} | row for row in rows)
-        progress.rows.append(self.measure(network, seen))
+        progress.rows.append(self.measure(network, seen, strategy, progress.memory))
         progress.learned = seen
         progress.training = TrainingState()
+        progress.phase = 0

@@ -1,30 +1,30 @@
 """Linear probe: every filter is frozen, only the head learns (Alain & Bengio 2017)."""
 
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
-from torch import nn
 
 from permafrost.explain import conv_layers
 from permafrost.freezing import frozen_filters
-from permafrost.models import TaskNetwork
-from permafrost.strategies.base import Strategy
+from permafrost.strategies.base import Guard, Lesson, Phase, Strategy
 
 
 @dataclass(frozen=True)
 class LinearProbe(Strategy):
     """Learn the next task on the first task's features."""
 
-    name = "linear_probe"
+    name: ClassVar[str] = "linear_probe"
 
-    def while_learning(
-        self, network: TaskNetwork, learned: int
-    ) -> AbstractContextManager[nn.Module | None]:
+    @contextmanager
+    def while_learning(self, lesson: Lesson, phase: Phase) -> Iterator[Guard]:
         """Hold every filter frozen, with its BatchNorm."""
-        del learned
-        layers = conv_layers(network)
+        del phase
+        layers = conv_layers(lesson.network)
         masks = {
             name: torch.ones(layer.out_channels, dtype=torch.bool) for name, layer in layers.items()
         }
-        return frozen_filters(network, masks, "full")
+        with frozen_filters(lesson.network, masks):
+            yield Guard()

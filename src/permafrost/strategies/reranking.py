@@ -5,7 +5,7 @@ or later task they are taken here.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,18 @@ from permafrost.explain import (
     start_image,
     visualize_filters,
 )
-from permafrost.ranking import Evidence, order_filters, score_filters
+from permafrost.ranking import (
+    RESPONSES,
+    Evidence,
+    combine_classes,
+    filter_responses,
+    needs_maps,
+    network_evidence,
+    order_filters,
+    score_filters,
+)
+
+BATCH_SIZE = 64
 
 
 @dataclass(frozen=True)
@@ -29,6 +40,8 @@ class ExplainConfig:
 
     Attributes
     ----------
+    method : str
+        Of the saliency maps, a name in ``SALIENCY_METHODS``.
     reading : {"layer", "channel"}
         Of FullGrad.
     steps, lr, weight_decay : int, float, float
@@ -37,12 +50,13 @@ class ExplainConfig:
         Draws the start image, the same for all filters.
     heat_map : {"change", "intensity", "max"}
         How a filter's picture becomes one map.
-    aggregate : {"union", "mean", "max"}
+    aggregate : {"union", "mean", "max", "combined"}
         How the classes' orders combine.
     reverse : bool
         Whether the worst filters come first.
     """
 
+    method: str = "fullgrad"
     reading: Reading = "layer"
     steps: int = 30
     lr: float = 0.1
@@ -103,6 +117,8 @@ def order_layers(
     orders : dict of str to Tensor of int64, shape (F,)
         Filters, the first to freeze first.
     """
+    if config.aggregate == "combined":
+        evidence = combine_classes(evidence)
     scores = score_filters(criterion, evidence)
     orders = {
         name: order_filters(values, config.aggregate, config.reverse)
@@ -127,19 +143,36 @@ def rank_network(
     dict of str to Tensor of int64, shape (F,)
         Filters of each layer, the first to freeze first.
     """
+    evidence = network_evidence(model, seed)
+    if needs_maps(criterion):
+        evidence = _with_maps(evidence, model, batches, classes, normalization, config)
+    elif criterion in RESPONSES:
+        scores = filter_responses(model, batches.ordered(BATCH_SIZE), classes, [criterion])
+        evidence = replace(evidence, class_scores=scores)
+    _, orders = order_layers(criterion, evidence, config)
+    return {name: torch.as_tensor(order) for name, order in orders.items()}
+
+
+def _with_maps(
+    evidence: Evidence,
+    model: nn.Module,
+    batches: Batches,
+    classes: int,
+    normalization: Normalization,
+    config: ExplainConfig,
+) -> Evidence:
+    """Add the maps of the filters and of the classes."""
     images, _ = next(batches.ordered(1))
     start = start_image(
         images.shape[-1], normalization.mean, normalization.std, config.start_seed
     ).to(images.device)
-    saliency = class_saliency(model, batches.ordered(64), classes, reading=config.reading)
-    pictures = visualize_network(model, start, config)
-    evidence = Evidence(
-        filter_maps={
-            name: heat_maps(values, start, config.heat_map) for name, values in pictures.items()
-        },
-        class_maps=saliency.maps,
-        weights={name: layer.weight.detach() for name, layer in conv_layers(model).items()},
-        seed=seed,
+    saliency = class_saliency(
+        model,
+        batches.ordered(BATCH_SIZE),
+        classes,
+        method=config.method,
+        reading=config.reading,
     )
-    _, orders = order_layers(criterion, evidence, config)
-    return {name: torch.as_tensor(order) for name, order in orders.items()}
+    pictures = visualize_network(model, start, config)
+    maps = {name: heat_maps(values, start, config.heat_map) for name, values in pictures.items()}
+    return replace(evidence, filter_maps=maps, class_maps=saliency.maps)

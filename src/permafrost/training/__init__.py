@@ -1,14 +1,26 @@
 """Floor 2, training: the one training loop, its optimizers and its state."""
 
-from permafrost.training.loop import Answer, TrainingConfig, TrainingDiverged, TrainingState, fit
+from permafrost.training.loop import (
+    Batch,
+    Objective,
+    Observer,
+    TrainingConfig,
+    TrainingDiverged,
+    TrainingState,
+    cross_entropy,
+    fit,
+)
 from permafrost.training.optimizers import OptimizerName, build_optimizer
 
 __all__ = [
-    "Answer",
+    "Batch",
+    "Objective",
+    "Observer",
     "OptimizerName",
     "TrainingConfig",
     "TrainingDiverged",
     "TrainingState",
     "build_optimizer",
+    "cross_entropy",
     "fit",
 ]

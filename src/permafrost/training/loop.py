@@ -1,9 +1,10 @@
 """The one training loop."""
 
 import math
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,56 @@ from torch.nn import functional as F
 from permafrost.data import Batches
 from permafrost.training.optimizers import OptimizerName, build_optimizer
 
-Answer = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+@dataclass(frozen=True)
+class Batch:
+    """What one step learns from.
+
+    Attributes
+    ----------
+    images : Tensor, shape (B, 3, H, W)
+        Augmented and normalised.
+    labels : Tensor of int64, shape (B,)
+        Right answers.
+    positions : Tensor of int64, shape (B,)
+        Where the images stand in the data set.
+    epoch, step : int
+        From 1.
+    """
+
+    images: Tensor
+    labels: Tensor
+    positions: Tensor
+    epoch: int
+    step: int
+
+
+# Given the model and a batch: the loss to minimise, and the logits and labels that are compared.
+Objective = Callable[[nn.Module, Batch], tuple[Tensor, Tensor, Tensor]]
+
+
+def cross_entropy(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the mean cross entropy of a batch, in nats: the plain objective."""
+    logits = model(batch.images)
+    return F.cross_entropy(logits, batch.labels), logits, batch.labels
+
+
+class Observer(Protocol):
+    """Watches the steps of a training; its state goes on with the training's.
+
+    Attributes
+    ----------
+    tensors : dict of str to Tensor
+        Its state.
+    """
+
+    tensors: dict[str, Tensor]
+
+    def before_step(self) -> None:
+        """See the gradients, and the weights that the step will change."""
+
+    def after_step(self) -> None:
+        """See the changed weights."""
 
 
 @dataclass(frozen=True)
@@ -58,16 +108,19 @@ class TrainingState:
     epoch : int
         Epochs done.
     tensors : dict of str to Tensor
-        The model's, the optimizer's and the generator's state.
+        The model's, the optimizer's, the generator's and the observer's state.
     history : list of dict
-        A row for each epoch: ``epoch``, ``train_loss`` (mean cross entropy in nats),
+        A row for each epoch: ``epoch``, ``train_loss`` (mean of the objective, in nats),
         ``train_accuracy`` (0..1, on the augmented images while the weights move) and what
         ``measure`` returned.
+    seconds : float
+        How long the epochs took, without measuring.
     """
 
     epoch: int = 0
     tensors: dict[str, Tensor] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
+    seconds: float = 0.0
 
 
 def fit(
@@ -76,7 +129,8 @@ def fit(
     config: TrainingConfig,
     *,
     generator: torch.Generator,
-    answer: Answer | None = None,
+    objective: Objective = cross_entropy,
+    observer: Observer | None = None,
     measure: Callable[[], dict[str, Any]] | None = None,
     resume: TrainingState | None = None,
     on_epoch: Callable[[TrainingState], None] | None = None,
@@ -93,9 +147,11 @@ def fit(
         Epochs, optimizer, batch size and augmentation.
     generator : torch.Generator
         Draws order and augmentation; on the CPU, so that they do not depend on the device.
-    answer : callable, optional
-        Maps the model's logits and the labels to those that are compared (several heads in one
-        batch); the loss is the cross entropy of what it returns.
+    objective : callable, optional
+        Given the model and a :class:`Batch`, the loss to minimise, and the logits and labels of
+        which the training accuracy is made.
+    observer : Observer, optional
+        Sees every step.
     measure : callable, optional
         Called after each epoch, model in eval mode; what it returns joins the epoch's row.
     resume : TrainingState, optional
@@ -122,13 +178,20 @@ def fit(
     )
     state = resume or TrainingState()
     if state.tensors:
-        _restore(state.tensors, model, optimizer, generator)
+        _restore(state.tensors, model, optimizer, generator, observer)
     for epoch in range(state.epoch + 1, config.epochs + 1):
-        row = {"epoch": epoch} | _train_epoch(model, batches, config, optimizer, generator, answer)
+        began = time.perf_counter()
+        model.train()
+        drawn = batches.epoch(
+            generator, config.batch_size, flip=config.flip, padding=config.padding
+        )
+        steps = (Batch(*items, epoch, step) for step, items in enumerate(drawn, start=1))
+        row = _train_epoch(model, steps, optimizer, objective, observer, config.lr)
+        state.seconds += time.perf_counter() - began
         model.eval()
-        state.history.append(row | (measure() if measure else {}))
+        state.history.append({"epoch": epoch} | row | (measure() if measure else {}))
         state.epoch = epoch
-        state.tensors = _snapshot(model, optimizer, generator)
+        state.tensors = _snapshot(model, optimizer, generator, observer)
         if on_epoch:
             on_epoch(state)
     model.eval()
@@ -137,35 +200,39 @@ def fit(
 
 def _train_epoch(
     model: nn.Module,
-    batches: Batches,
-    config: TrainingConfig,
+    steps: Iterable[Batch],
     optimizer: torch.optim.Optimizer,
-    generator: torch.Generator,
-    answer: Answer | None,
+    objective: Objective,
+    observer: Observer | None,
+    lr: float,
 ) -> dict[str, float]:
-    model.train()
-    total_loss, total_correct = 0.0, 0
-    epoch = batches.epoch(generator, config.batch_size, flip=config.flip, padding=config.padding)
-    for step, (images, labels) in enumerate(epoch, start=1):
+    total_loss, total_correct, count = 0.0, 0, 0
+    for batch in steps:
         optimizer.zero_grad(set_to_none=True)
-        logits = model(images)
-        if answer:
-            logits, labels = answer(logits, labels)
-        loss = F.cross_entropy(logits, labels)
+        loss, logits, labels = objective(model, batch)
         loss.backward()  # type: ignore[no-untyped-call]
+        if observer:
+            observer.before_step()
         optimizer.step()
+        if observer:
+            observer.after_step()
         batch_loss = loss.item()
         if not math.isfinite(batch_loss):
             raise TrainingDiverged(
-                f"the loss is {batch_loss} at step {step} of an epoch with train.lr={config.lr}"
+                f"the loss is {batch_loss} at step {batch.step} of epoch {batch.epoch} "
+                f"with train.lr={lr}"
             )
         total_loss += batch_loss * len(labels)
         total_correct += int((logits.detach().argmax(1) == labels).sum())
-    return {"train_loss": total_loss / len(batches), "train_accuracy": total_correct / len(batches)}
+        count += len(labels)
+    return {"train_loss": total_loss / count, "train_accuracy": total_correct / count}
 
 
 def _snapshot(
-    model: nn.Module, optimizer: torch.optim.Optimizer, generator: torch.Generator
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    generator: torch.Generator,
+    observer: Observer | None,
 ) -> dict[str, Tensor]:
     """Copy all state into one flat dict, which safetensors can hold."""
     tensors = {f"model/{name}": value for name, value in model.state_dict().items()}
@@ -174,6 +241,8 @@ def _snapshot(
             if value is not None:
                 tensors[f"optimizer/{index}/{name}"] = torch.as_tensor(value)
     tensors["generator"] = generator.get_state()
+    if observer:
+        tensors |= {f"observer/{name}": value for name, value in observer.tensors.items()}
     return {name: value.detach().to("cpu", copy=True) for name, value in tensors.items()}
 
 
@@ -182,17 +251,21 @@ def _restore(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     generator: torch.Generator,
+    observer: Observer | None,
 ) -> None:
     """Put a :func:`_snapshot` back."""
-    prefix = "model/"
-    model.load_state_dict(
-        {name[len(prefix) :]: t for name, t in tensors.items() if name.startswith(prefix)}
-    )
+    model.load_state_dict(_part(tensors, "model/"))
+    if observer:
+        for name, value in _part(tensors, "observer/").items():
+            observer.tensors[name].copy_(value)
     optimizer_state: dict[int, dict[str, Tensor]] = {}
-    for name, value in tensors.items():
-        if name.startswith("optimizer/"):
-            _, index, key = name.split("/")
-            optimizer_state.setdefault(int(index), {})[key] = value.clone()
+    for name, value in _part(tensors, "optimizer/").items():
+        index, key = name.split("/")
+        optimizer_state.setdefault(int(index), {})[key] = value.clone()
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": optimizer_state, "param_groups": groups})
     generator.set_state(tensors["generator"])
+
+
+def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}

@@ -1,0 +1,112 @@
+"""Train many cells, one after the other or in several processes."""
+
+import multiprocessing
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import lru_cache
+from typing import Any
+
+from permafrost.artifacts import file_digest, load_tasks, load_tensors
+from permafrost.cells import CellStore
+from permafrost.experiment import CellInputs, frozen_masks, train_cell
+from permafrost.params import Params
+from permafrost.plan import CellSpec
+from permafrost.stages.workspace import (
+    FIRST,
+    KNOWLEDGE,
+    TASKS,
+    Workspace,
+    prepare_device,
+    progress_bar,
+    project_root,
+    read_params,
+    seed_file,
+)
+
+Records = dict[CellSpec, dict[str, Any]]
+
+
+def cell_inputs(seed: int) -> CellInputs:
+    """Read what every cell of a seed starts from."""
+    tasks, first, known = (seed_file(folder, seed) for folder in (TASKS, FIRST, KNOWLEDGE))
+    weights, _ = load_tensors(first)
+    return CellInputs(
+        load_tasks(tasks),
+        file_digest(tasks),
+        weights,
+        file_digest(first),
+        lambda: (load_tensors(known)[0], file_digest(known)),
+    )
+
+
+def train_cells(
+    workspace: Workspace, specs: list[CellSpec], title: str, *, on_validation: bool = False
+) -> Records:
+    """Train cells, or find them stored; return each one's record.
+
+    Parameters
+    ----------
+    workspace : Workspace
+        Of the stage.
+    specs : list of CellSpec
+        Which cells.
+    title : str
+        Of the progress bar.
+    on_validation : bool
+        Whether they are measured on the validation images; the test images are then never seen.
+    """
+    records: Records = {}
+    with progress_bar(title, len(specs)) as advance:
+        for spec, record in _records(workspace, specs, on_validation):
+            records[spec] = record
+            advance(1)
+    return records
+
+
+def _records(
+    workspace: Workspace, specs: list[CellSpec], on_validation: bool
+) -> Iterator[tuple[CellSpec, dict[str, Any]]]:
+    workers = min(workspace.params.sweep.workers, len(specs))
+    if workers <= 1:
+        for spec in specs:
+            yield spec, _obtain(workspace, spec, on_validation)
+        return
+    # The database is made before several processes write into it.
+    workspace.store.tracker.prepare()
+    context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
+    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+        # The longest first, so that no worker is left alone with one at the end.
+        longest = sorted(specs, key=lambda spec: -spec.hyperparameters.get("passes", 0))
+        futures = {pool.submit(_obtain_in_worker, s, on_validation): s for s in longest}
+        for future in as_completed(futures):
+            yield futures[future], future.result()
+
+
+def _obtain(workspace: Workspace, spec: CellSpec, on_validation: bool) -> dict[str, Any]:
+    masks = None
+    if spec.metric is not None and spec.pct is not None:
+        masks = frozen_masks(workspace.orders(spec.seed, spec.metric), spec.pct)
+    inputs = _inputs(spec.seed)
+    return train_cell(
+        workspace.store,
+        workspace.params,
+        spec,
+        inputs.on_validation() if on_validation else inputs,
+        masks,
+        workspace.device,
+    )
+
+
+@lru_cache(maxsize=1)
+def _inputs(seed: int) -> CellInputs:
+    return cell_inputs(seed)
+
+
+@lru_cache(maxsize=1)
+def _worker_workspace() -> Workspace:
+    params: Params = read_params()
+    return Workspace(params, prepare_device(params), CellStore(project_root()))
+
+
+def _obtain_in_worker(spec: CellSpec, on_validation: bool) -> dict[str, Any]:
+    return _obtain(_worker_workspace(), spec, on_validation)

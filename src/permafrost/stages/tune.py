@@ -1,0 +1,72 @@
+"""Stage tune: choose each method's hyperparameters on validation images of the first seed."""
+
+from typing import Any
+
+from permafrost.artifacts import load_json, require, save_json
+from permafrost.errors import InputError
+from permafrost.models import Head
+from permafrost.params import Params
+from permafrost.plan import CellSpec, Chosen, grids, heads, method_cell
+from permafrost.stages.cell_pool import train_cells
+from permafrost.stages.workspace import TUNE, Workspace, open_stage
+
+Choice = dict[str, Any]
+
+
+def run() -> None:
+    """Write what was tried and what was chosen, under each head."""
+    with open_stage("tune") as workspace:
+        choices = {head: _choose(workspace, head) for head in heads(workspace.params)}
+        save_json(TUNE, {"seed": workspace.params.seeds[0], "heads": choices})
+        for head, methods in choices.items():
+            for name, choice in methods.items():
+                tried = len(choice["trials"])
+                shown = ", ".join(f"{key} {value:g}" for key, value in choice["chosen"].items())
+                print(f"{head}, {name}: {shown} ({f'of {tried}' if tried else 'fixed'})")
+
+
+def read_choices(params: Params) -> Chosen:
+    """Read the chosen hyperparameters.
+
+    Raises
+    ------
+    InputError
+        If the file is damaged or of other params.
+    """
+    written = load_json(TUNE).get("heads", {})
+    chosen = {
+        head: {name: choice["chosen"] for name, choice in written.get(head, {}).items()}
+        for head in params.sweep.heads
+    }
+    whole = all(name in chosen[head] for head in chosen for name in grids(params))
+    require(whole, TUNE, "holds no choice for a method of the sweep")
+    return chosen
+
+
+def _choose(workspace: Workspace, head: Head) -> dict[str, Choice]:
+    """Choose for one method after the other; those that freeze need the chosen share."""
+    choices: dict[str, Choice] = {}
+    for name, grid in grids(workspace.params).items():
+        chosen = {known: choice["chosen"] for known, choice in choices.items()}
+        if len(grid) == 1:
+            choices[name] = {"chosen": grid[0], "trials": []}
+            continue
+        specs = [_trial(workspace.params, name, head, chosen | {name: hyper}) for hyper in grid]
+        records = train_cells(workspace, specs, f"trials of {name}", on_validation=True)
+        trials = [
+            {"hyper": hyper} | {key: records[spec]["row"].get(key) for key in _MEASURES}
+            for spec, hyper in zip(specs, grid, strict=True)
+        ]
+        done = [trial for trial in trials if trial["acc_mean"] is not None]
+        if not done:
+            raise InputError(f"tune.{name}: every trial diverged; declare lower values")
+        best = max(done, key=lambda trial: trial["acc_mean"])  # the first of equals
+        choices[name] = {"chosen": best["hyper"], "trials": trials}
+    return choices
+
+
+_MEASURES = ("key", "acc_task1", "acc_task2", "acc_mean")
+
+
+def _trial(params: Params, name: str, head: Head, chosen: dict[str, dict[str, float]]) -> CellSpec:
+    return method_cell(params, name, params.seeds[0], head, chosen)

@@ -1,0 +1,80 @@
+"""Elastic Weight Consolidation (Kirkpatrick et al. 2017)."""
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from permafrost.data import Batches, LabeledImages
+from permafrost.seeding import generator
+from permafrost.strategies.base import Guard, Lesson, Memory, Phase, Strategy
+from permafrost.strategies.fisher import fisher_diagonal
+from permafrost.strategies.quadratic import (
+    CENTRE,
+    PRECISION,
+    body_parameters,
+    penalised,
+    recall,
+    remember,
+)
+
+
+@dataclass(frozen=True)
+class Ewc(Strategy):
+    """Hold the weights near those of earlier tasks, each by its Fisher information.
+
+    Minimises L(θ) + ½ λ Σ_k Σ_i F_{k,i} (θ_i − θ*_{k,i})² (equation 3), one penalty for each
+    earlier task k; F is :func:`fisher_diagonal` on some of its training images. The heads are not
+    held, and BatchNorm's running statistics drift. Momentum SGD diverges where lr · λ · F comes
+    near 4.
+
+    Attributes
+    ----------
+    strength : float
+        λ.
+    """
+
+    strength: float = 0.0
+
+    name: ClassVar[str] = "ewc"
+    knowledge: ClassVar[str | None] = "fisher"
+    hyper: ClassVar[dict[str, tuple[float, float]]] = {"strength": (0, 1e12)}
+
+    def while_learning(self, lesson: Lesson, phase: Phase) -> AbstractContextManager[Guard]:
+        """Add the penalty."""
+        del phase
+        return nullcontext(Guard(penalised(lesson.network, lesson.memory, self.strength / 2)))
+
+    def after_phase(self, lesson: Lesson, phase: Phase, guard: Guard) -> Memory:
+        """Add the new task's penalty; a sum of parabolas is a parabola again."""
+        del phase, guard
+        if lesson.is_last:
+            return lesson.memory
+        new = fisher_memory(lesson)
+        old_precision, old_centre = (recall(lesson.memory, part) for part in (PRECISION, CENTRE))
+        precision, centre = {}, {}
+        for name, added in recall(new, PRECISION).items():
+            before = old_precision[name].to(added.device)
+            precision[name] = before + added
+            pull = before * old_centre[name].to(added.device) + added * new[f"{CENTRE}{name}"]
+            known = precision[name] > 0
+            safe = torch.where(known, precision[name], 1.0)
+            centre[name] = torch.where(known, pull / safe, new[f"{CENTRE}{name}"])
+        return remember(precision, centre)
+
+
+def fisher_memory(lesson: Lesson) -> Memory:
+    """Return the Fisher information of the task that was just learned, and its weights."""
+    parameters, task = body_parameters(lesson.network), lesson.learned
+    images = _sample(lesson, task)
+    batches = Batches(images, lesson.sequence.normalization, lesson.device)
+    fisher = fisher_diagonal(lesson.view(task), batches.ordered(64), parameters)
+    return remember(fisher, parameters)
+
+
+def _sample(lesson: Lesson, task: int) -> LabeledImages:
+    images = lesson.sequence.tasks[task].train
+    order = torch.randperm(len(images), generator=generator(lesson.seed, "fisher", task))
+    chosen = order[: lesson.keep.fisher_images].sort().values
+    return LabeledImages(images.images[chosen], images.labels[chosen])

@@ -1,0 +1,91 @@
+"""Learning without Forgetting (Li & Hoiem 2016)."""
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from permafrost.strategies.base import Guard, Lesson, Memory, Phase, Strategy
+from permafrost.strategies.old_heads import old_logits
+from permafrost.training import Batch
+
+TEACHER = "teacher"
+
+
+@dataclass(frozen=True)
+class Lwf(Strategy):
+    """Keep the answers that the old network gave to the new task's images.
+
+    Minimises cross entropy + λ_o · mean over images of −Σ_c y'_c log ŷ'_c, where y' and ŷ' are the
+    old network's recorded and the new one's softmax at temperature T over the old classes
+    (equations 2 to 5). As in the paper each image's answer is recorded once, unaugmented. Under a
+    head per task the sum runs over the old heads, which stay as they are.
+
+    Attributes
+    ----------
+    weight : float
+        λ_o.
+    temperature : float
+        T.
+    """
+
+    weight: float = 1.0
+    temperature: float = 2.0
+
+    name: ClassVar[str] = "lwf"
+    knowledge: ClassVar[str | None] = "teacher"
+    hyper: ClassVar[dict[str, tuple[float, float]]] = {
+        "weight": (0, 1e6),
+        "temperature": (0.01, 1e3),
+    }
+
+    def while_learning(self, lesson: Lesson, phase: Phase) -> AbstractContextManager[Guard]:
+        """Add the distillation loss."""
+        del phase
+        teacher = lesson.memory[TEACHER].to(lesson.device)
+
+        def objective(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+            assert isinstance(model, nn.Sequential)
+            embedding = model[:-1](batch.images)
+            logits = model[-1](embedding)
+            old = old_logits(lesson.network, lesson.head, lesson.learned, embedding)
+            loss = F.cross_entropy(logits, batch.labels)
+            kept = distillation(old, teacher[batch.positions], self.temperature)
+            return loss + self.weight * kept, logits, batch.labels
+
+        return nullcontext(Guard(objective))
+
+    def after_phase(self, lesson: Lesson, phase: Phase, guard: Guard) -> Memory:
+        """Record the answers to the next task's images."""
+        del phase, guard
+        return lesson.memory if lesson.is_last else teacher_memory(lesson)
+
+
+def distillation(logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """Return the cross entropy of softened answers, in nats.
+
+    Parameters
+    ----------
+    logits, teacher : Tensor, shape (N, G, C)
+        Of the new and the old network; a softmax for each of G groups, whose losses add up.
+    temperature : float
+        T > 0; logits are divided by it.
+    """
+    targets = (teacher / temperature).softmax(dim=-1)
+    answers = (logits / temperature).log_softmax(dim=-1)
+    return -(targets * answers).sum(dim=(1, 2)).mean()
+
+
+@torch.no_grad()
+def teacher_memory(lesson: Lesson) -> Memory:
+    """Record what the network that has just learned a task answers to the next task's images."""
+    network, learned = lesson.network.eval(), lesson.learned + 1
+    body = lesson.view(0)[:-1]
+    answers = [
+        old_logits(network, lesson.head, learned, body(images))
+        for images, _ in lesson.batches(learned).ordered(256)
+    ]
+    return {TEACHER: torch.cat(answers).cpu()}

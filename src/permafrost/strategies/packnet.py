@@ -1,0 +1,136 @@
+"""PackNet (Mallya & Lazebnik 2018): each task gets the weights that the ones before left over."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import ClassVar, cast
+
+import torch
+from torch import Tensor, nn
+
+from permafrost.freezing import frozen_weights, plain_copy
+from permafrost.models import Head, TaskNetwork
+from permafrost.strategies.base import Guard, Lesson, Memory, Phase, Strategy
+
+# Which task a weight belongs to: its number from 1, or 0 while it is free.
+OWNER = "owner/"
+RETRAIN = "retrain"
+
+
+@dataclass(frozen=True)
+class PackNet(Strategy):
+    """Prune the weights of the task learned last, retrain the rest, give the next task the pruned.
+
+    Of each convolution, and of a shared head, the share ``prune`` of the weights that the last task
+    trained is set to zero, those of the least magnitude; the others are trained again for half a
+    task's epochs and then belong to that task for good. The next task trains the free weights.
+    Biases and BatchNorms are the first task's, fixed after it was retrained. An old task is
+    answered with the weights of later tasks at zero: its outputs never change, and its identity
+    must be known.
+
+    Attributes
+    ----------
+    prune : float
+        Share of the weights that is freed, 0..1.
+    """
+
+    prune: float = 0.5
+
+    name: ClassVar[str] = "packnet"
+    hyper: ClassVar[dict[str, tuple[float, float]]] = {"prune": (0, 1)}
+    remark: ClassVar[str] = "needs the task's identity"
+
+    def phases(self, lesson: Lesson) -> list[Phase]:
+        """Retrain what pruning has left, then learn the next task."""
+        epochs = lesson.config.epochs
+        retrained = Phase(lesson.learned - 1, (epochs + 1) // 2, RETRAIN)
+        return [retrained, Phase(lesson.learned, epochs)]
+
+    @contextmanager
+    def while_learning(self, lesson: Lesson, phase: Phase) -> Iterator[Guard]:
+        """Hold what is not to be trained."""
+        network = lesson.network
+        packed = _packed(network, self.head)
+        if phase.name == RETRAIN:
+            owners = self._prune(packed, lesson)
+            with torch.no_grad():
+                for name, owner in owners.items():
+                    packed[name].masked_fill_(owner == 0, 0.0)
+            trained = lesson.learned
+            # BatchNorm and biases belong to the first task.
+            fixed = lesson.learned > 1
+        else:
+            owners, trained, fixed = _owners(lesson.memory, lesson.device), 0, True
+        masks = {name: owner != trained for name, owner in owners.items()}
+        if fixed:
+            masks |= _biases(network, self.head)
+        with frozen_weights(network, masks, batch_norms=fixed):
+            yield Guard()
+
+    def after_phase(self, lesson: Lesson, phase: Phase, guard: Guard) -> Memory:
+        """Note who owns which weight."""
+        del guard
+        if phase.name == RETRAIN:
+            start = {name: lesson.start[name] for name in _packed(lesson.network, self.head)}
+            owners = self._prune(start, lesson)
+        else:
+            owners = {
+                name: torch.where(owner == 0, lesson.learned + 1, owner)
+                for name, owner in _owners(lesson.memory, lesson.device).items()
+            }
+        return {f"{OWNER}{name}": owner.to(torch.uint8).cpu() for name, owner in owners.items()}
+
+    def network_for(self, network: TaskNetwork, task: int, memory: Memory) -> TaskNetwork:
+        """Return a copy in which only the weights of this and earlier tasks are not zero."""
+        if not memory:
+            return network
+        copied = cast(TaskNetwork, plain_copy(network))
+        device = next(copied.parameters()).device
+        packed = _packed(copied, self.head)
+        newest = max(int(owner.max()) for owner in _owners(memory, device).values())
+        with torch.no_grad():
+            for name, owner in _owners(memory, device).items():
+                later = owner > task + 1
+                if task + 1 <= newest:  # free weights are the task's in training, if any
+                    later |= owner == 0
+                packed[name].masked_fill_(later, 0.0)
+        return copied
+
+    def _prune(self, packed: Mapping[str, Tensor], lesson: Lesson) -> dict[str, Tensor]:
+        """Return the owners after the least of the last task's weights were freed."""
+        before = _owners(lesson.memory, lesson.device)
+        owners = {}
+        for name, weight in packed.items():
+            everything = torch.full(weight.shape, lesson.learned, device=lesson.device)
+            owner = before.get(name, everything).flatten()
+            mine = (owner == lesson.learned).nonzero().flatten()
+            least = weight.detach().to(lesson.device).flatten()[mine].abs().argsort(stable=True)
+            freed = mine[least[: round(self.prune * len(mine))]]
+            owners[name] = owner.index_fill(0, freed, 0).view(weight.shape)
+        return owners
+
+
+def _packed(network: TaskNetwork, head: Head) -> dict[str, nn.Parameter]:
+    """Return the weights that tasks share: the convolutions', and a shared head's."""
+    weights = {
+        f"{name}.weight": cast(nn.Parameter, layer.weight)
+        for name, layer in network.named_modules()
+        if isinstance(layer, nn.Conv2d)
+    }
+    if head == "shared":
+        weights["heads.0.weight"] = cast(nn.Parameter, network.heads[0].weight)
+    return weights
+
+
+def _biases(network: TaskNetwork, head: Head) -> dict[str, Tensor]:
+    """Return masks of the biases that are fixed after the first task."""
+    names = [f"{n}.bias" for n, m in network.named_modules() if isinstance(m, nn.Conv2d)]
+    names += ["heads.0.bias"] if head == "shared" else []
+    parameters = dict(network.named_parameters())
+    return {n: torch.ones_like(parameters[n], dtype=torch.bool) for n in names if n in parameters}
+
+
+def _owners(memory: Memory, device: torch.device) -> dict[str, Tensor]:
+    return {
+        name.removeprefix(OWNER): owner.to(device, torch.int64) for name, owner in memory.items()
+    }

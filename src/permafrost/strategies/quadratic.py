@@ -1,0 +1,44 @@
+"""Quadratic penalties: weights are held near a centre, each by its own precision."""
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from permafrost.freezing import current_weights
+from permafrost.models import TaskNetwork
+from permafrost.strategies.base import Memory
+from permafrost.training import Batch, Objective, cross_entropy
+
+PRECISION, CENTRE = "precision/", "centre/"
+
+
+def body_parameters(network: TaskNetwork) -> dict[str, nn.Parameter]:
+    """Return all parameters but the heads', by name."""
+    return {n: p for n, p in network.named_parameters() if not n.startswith("heads.")}
+
+
+def remember(precision: Mapping[str, Tensor], centre: Mapping[str, Tensor]) -> Memory:
+    """Put precisions and centres into one memory."""
+    memory = {f"{PRECISION}{name}": value for name, value in precision.items()}
+    return memory | {f"{CENTRE}{name}": centre[name].detach().clone() for name in precision}
+
+
+def recall(memory: Memory, prefix: str) -> dict[str, Tensor]:
+    """Return one part of a memory by the parameters' names."""
+    return {n.removeprefix(prefix): t for n, t in memory.items() if n.startswith(prefix)}
+
+
+def penalised(network: TaskNetwork, memory: Memory, factor: float) -> Objective:
+    """Return cross entropy + factor · Σ_i precision_i (θ_i − centre_i)²."""
+    device = next(network.parameters()).device
+    precision = {n: p.to(device) for n, p in recall(memory, PRECISION).items()}
+    centre = {n: c.to(device) for n, c in recall(memory, CENTRE).items()}
+
+    def objective(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        loss, logits, labels = cross_entropy(model, batch)
+        weights = current_weights(network)
+        for name, values in precision.items():
+            loss = loss + factor * (values * (weights[name] - centre[name]).square()).sum()
+        return loss, logits, labels
+
+    return objective

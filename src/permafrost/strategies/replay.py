@@ -1,0 +1,99 @@
+"""Experience replay (Chaudhry et al. 2019): a few old images are learned again with the new."""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from permafrost.data import Batches, LabeledImages
+from permafrost.seeding import generator
+from permafrost.strategies.base import Guard, Lesson, Memory, Phase, Strategy
+from permafrost.strategies.old_heads import head_logits
+from permafrost.training import Batch
+
+
+@dataclass(frozen=True)
+class Replay(Strategy):
+    """Add to each step as many images of the earlier tasks, drawn from a small buffer.
+
+    The loss is the mean cross entropy of the new images plus that of the old ones, in one forward
+    pass. The buffer holds a few training images of each earlier task, drawn at random, as many of
+    each class as far as they divide.
+    """
+
+    name: ClassVar[str] = "replay"
+    knowledge: ClassVar[str | None] = "buffer"
+    remark: ClassVar[str] = "keeps old images"
+
+    def while_learning(self, lesson: Lesson, phase: Phase) -> AbstractContextManager[Guard]:
+        """Mix the buffer's images into every batch."""
+        del phase
+        buffers = [
+            Batches(_buffer(lesson.memory, task), lesson.sequence.normalization, lesson.device)
+            for task in range(lesson.learned)
+        ]
+
+        def objective(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+            assert isinstance(model, nn.Sequential)
+            share = max(1, len(batch.labels) // len(buffers))
+            old = [
+                next(_draw(lesson, buffer, share, batch, task))
+                for task, buffer in enumerate(buffers)
+            ]
+            everything = torch.cat([batch.images, *(images for images, _ in old)])
+            new, *parts = model[:-1](everything).split(
+                [len(batch.labels), *(len(labels) for _, labels in old)]
+            )
+            logits = model[-1](new)
+            losses = [
+                F.cross_entropy(
+                    head_logits(lesson.network, lesson.head, task, lesson.learned + 1, part),
+                    labels + lesson.network.label_offset(lesson.head, task),
+                )
+                for task, (part, (_, labels)) in enumerate(zip(parts, old, strict=True))
+            ]
+            loss = F.cross_entropy(logits, batch.labels) + torch.stack(losses).mean()
+            return loss, logits, batch.labels
+
+        return nullcontext(Guard(objective))
+
+    def after_phase(self, lesson: Lesson, phase: Phase, guard: Guard) -> Memory:
+        """Keep some images of the task that was learned."""
+        del phase, guard
+        if lesson.is_last:
+            return lesson.memory
+        return lesson.memory | buffer_memory(lesson)
+
+
+def buffer_memory(lesson: Lesson) -> Memory:
+    """Draw the images that the buffer holds of the task that was just learned."""
+    task = lesson.learned
+    train = lesson.sequence.tasks[task].train
+    order = torch.randperm(len(train), generator=generator(lesson.seed, "buffer", task))
+    labels = train.labels[order]
+    # The classes take turns: by how many images of its own class come before each.
+    turn = torch.empty_like(order)
+    for label in labels.unique():
+        mine = labels == label
+        turn[mine] = torch.arange(int(mine.sum()))
+    chosen = order[turn.sort(stable=True).indices[: lesson.keep.buffer_images]]
+    return {f"{task}/images": train.images[chosen], f"{task}/labels": train.labels[chosen]}
+
+
+def _buffer(memory: Memory, task: int) -> LabeledImages:
+    return LabeledImages(memory[f"{task}/images"], memory[f"{task}/labels"])
+
+
+def _draw(
+    lesson: Lesson, buffer: Batches, size: int, batch: Batch, task: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Draw augmented images by the step's own generator, so that a training can resume."""
+    purpose = (lesson.seed, "replay", lesson.learned, task, batch.epoch, batch.step)
+    config = lesson.config
+    drawn = buffer.epoch(generator(*purpose), size, flip=config.flip, padding=config.padding)
+    for images, labels, _ in drawn:
+        yield images, labels

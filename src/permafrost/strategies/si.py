@@ -1,0 +1,135 @@
+"""Synaptic Intelligence (Zenke, Poole & Ganguli 2017)."""
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from permafrost.strategies.base import Guard, Lesson, Memory, Phase, Strategy
+from permafrost.strategies.quadratic import (
+    CENTRE,
+    PRECISION,
+    body_parameters,
+    penalised,
+    recall,
+    remember,
+)
+
+XI = 0.1
+INTEGRAL = "integral/"
+
+
+class PathIntegral:
+    """Records ω_i = −Σ_steps g_i Δθ_i, how much each weight's moves lowered the loss (equation 3).
+
+    Parameters
+    ----------
+    parameters : mapping of str to nn.Parameter
+        What is watched.
+    memory : mapping of str to Tensor, optional
+        Of a quadratic penalty in the objective: g is the gradient without it.
+    factor : float
+        Of that penalty.
+
+    Attributes
+    ----------
+    tensors : dict of str to Tensor
+        ω.
+    """
+
+    def __init__(
+        self,
+        parameters: Mapping[str, nn.Parameter],
+        memory: Memory | None = None,
+        factor: float = 0.0,
+    ) -> None:
+        self.tensors = {name: torch.zeros_like(p) for name, p in parameters.items()}
+        self._parameters = parameters
+        self._precision = recall(memory or {}, PRECISION)
+        self._centre = recall(memory or {}, CENTRE)
+        self._factor = factor
+        self._before: dict[str, Tensor] = {}
+
+    def before_step(self) -> None:
+        """Keep the weights."""
+        self._before = {name: p.detach().clone() for name, p in self._parameters.items()}
+
+    @torch.no_grad()
+    def after_step(self) -> None:
+        """Add −g Δθ; the gradients are still those that the step was made of."""
+        for name, parameter in self._parameters.items():
+            before, gradient = self._before[name], parameter.grad
+            if gradient is None:
+                continue
+            if name in self._precision:
+                pull = self._precision[name] * (before - self._centre[name])
+                gradient = gradient - 2 * self._factor * pull
+            self.tensors[name] -= gradient * (parameter - before)
+
+
+@dataclass(frozen=True)
+class Si(Strategy):
+    """Hold the weights near the last task's, each by how much its moves have helped so far.
+
+    Minimises L(θ) + c Σ_i Ω_i (θ_i − θ*_i)² with Ω_i = Σ_k max(0, ω_{k,i}) / (Δ_{k,i}² + ξ), ξ 0.1
+    (equations 4 and 5); Δ_k is how far the weight moved over task k. ω is recorded with the
+    gradient of the loss alone. The heads are not held, and BatchNorm's running statistics drift.
+
+    Attributes
+    ----------
+    strength : float
+        c.
+    """
+
+    strength: float = 0.0
+
+    name: ClassVar[str] = "si"
+    knowledge: ClassVar[str | None] = "path_integral"
+    hyper: ClassVar[dict[str, tuple[float, float]]] = {"strength": (0, 1e12)}
+
+    def while_learning(self, lesson: Lesson, phase: Phase) -> AbstractContextManager[Guard]:
+        """Add the penalty, and record the path integral if another task follows."""
+        del phase
+        memory = {name: tensor.to(lesson.device) for name, tensor in lesson.memory.items()}
+        objective = penalised(lesson.network, memory, self.strength)
+        watched = body_parameters(lesson.network)
+        integral = None if lesson.is_last else PathIntegral(watched, memory, self.strength)
+        return nullcontext(Guard(objective, integral))
+
+    def after_phase(self, lesson: Lesson, phase: Phase, guard: Guard) -> Memory:
+        """Add the new task's importance."""
+        del phase
+        if guard.observer is None:
+            return lesson.memory
+        end = body_parameters(lesson.network)
+        new = importance(guard.observer.tensors, lesson.start, end)
+        old = recall(lesson.memory, PRECISION)
+        return remember(
+            {name: old[name].to(value.device) + value for name, value in new.items()}, end
+        )
+
+
+def integral_memory(lesson: Lesson) -> Memory:
+    """Return the importance of the first task's weights, of the ω that its training recorded.
+
+    Parameters
+    ----------
+    lesson : Lesson
+        ``memory`` holds ω, its names preceded by ``INTEGRAL``; ``start`` the initial weights.
+    """
+    end = body_parameters(lesson.network)
+    return remember(importance(recall(lesson.memory, INTEGRAL), lesson.start, end), end)
+
+
+@torch.no_grad()
+def importance(
+    integral: Mapping[str, Tensor], start: Mapping[str, Tensor], end: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Return max(0, ω) / (Δ² + ξ) of one task, of each parameter's shape, >= 0."""
+    return {
+        name: omega.clamp(min=0) / ((end[name] - start[name].to(end[name].device)).square() + XI)
+        for name, omega in integral.items()
+    }

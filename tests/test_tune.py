@@ -1,0 +1,95 @@
+"""Stage tune: every method gets its trials, and test images choose nothing."""
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from ruamel.yaml import YAML
+
+from permafrost.artifacts import load_json, load_tasks, save_tasks
+from permafrost.data import LabeledImages, Task
+from permafrost.stages import (
+    cell_pool,
+    consolidate,
+    rank,
+    saliency,
+    split,
+    train_first,
+    tune,
+    visualize,
+)
+
+REPOSITORY = Path(__file__).parent.parent
+TASKS = Path("data/tasks/0.safetensors")
+GRID = {
+    "freeze": [{"pct": 0.25}, {"pct": 0.75}],
+    "ewc": [{"strength": 1.0}, {"strength": 30.0}],
+    "lwf": [{"weight": 1.0, "temperature": 2.0}, {"weight": 5.0, "temperature": 2.0}],
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Go through the stages before tune in an empty folder."""
+    folder, before = tmp_path_factory.mktemp("tune"), Path.cwd()
+    (folder / ".dvc").mkdir()
+    os.chdir(folder)
+    yaml = YAML()
+    params: dict[str, Any] = yaml.load(REPOSITORY / "profiles" / "demo.yaml")
+    params["seeds"] = [0]
+    params["model"] |= {"arch": "vgg11", "width": 0.05}
+    params["train"]["epochs"] = 2
+    params["visualize"]["steps"] = 1
+    params["rank"]["metrics"] = ["mse"]
+    params["tune"] |= GRID
+    params["sweep"] |= {"strategies": ["finetune", "freeze", "ewc", "lwf"], "metrics": ["mse"]}
+    params["runtime"]["threads"] = 1
+    yaml.dump(params, folder / "params.yaml")
+    for stage in (split, train_first, saliency, visualize, rank, consolidate):
+        stage.run(0)
+    yield
+    os.chdir(before)
+
+
+def choices() -> dict[str, Any]:
+    cell_pool._inputs.cache_clear()  # as in a process of its own
+    tune.run()
+    methods = load_json(Path("metrics/tune.json"))["heads"]["shared"]
+    for choice in methods.values():  # keys depend on the file of images, whatever part of it
+        for trial in choice["trials"]:
+            del trial["key"]
+    return methods
+
+
+def relabel(part: str, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    """Change the labels of one part of the images of every task."""
+
+    def changed(task: Task) -> Task:
+        images: LabeledImages = getattr(task, part)
+        return replace(task, **{part: replace(images, labels=change(images.labels))})
+
+    sequence = load_tasks(TASKS)
+    tasks = tuple(changed(task) for task in sequence.tasks)
+    save_tasks(TASKS, replace(sequence, tasks=tasks))
+
+
+def test_every_method_gets_its_trials_and_the_best_is_chosen() -> None:
+    methods = choices()
+    assert {name: [t["hyper"] for t in m["trials"]] for name, m in methods.items()} == GRID
+    for method in methods.values():
+        best = max(trial["acc_mean"] for trial in method["trials"])
+        first = next(t for t in method["trials"] if t["acc_mean"] == best)
+        assert method["chosen"] == first["hyper"]
+
+
+def test_test_images_choose_nothing() -> None:
+    before = choices()
+    relabel("test", lambda labels: labels[torch.randperm(len(labels))])
+    assert choices() == before
+    # The validation images do: else the test above could not fail.
+    relabel("validation", lambda labels: (labels + 1) % 5)
+    assert choices() != before
