@@ -533,7 +533,11 @@ class Stage:
         self.phase, self.learned = phase.name, lesson.learned
         self.start = copy.deepcopy(lesson.start)
         self.end = copied_state(lesson.network)
-        self.owners = {n.removeprefix("owner/"): value.clone() for n, value in memory.items()}
+        self.owners = {
+            name.removeprefix("owner/"): value.clone()
+            for name, value in memory.items()
+            if name.startswith("owner/")
+        }
         tasks = lesson.learned + (self.phase == "learn")
         self.answers = packed_answers(strategy, lesson.network, memory, images, tasks)
 

@@ -57,11 +57,11 @@ def run(make_network, make_sequence, learn_first, keep):
             sequence, config, head=strategy.head, seed=0, device=CPU, keep=keep, **options
         )
         progress = Progress(0, [learner.measure(network, 0)])
-        if plain_first and strategy.sequential:
+        if plain_first and not isinstance(strategy, Joint):
             progress.memory = learn_first(network, sequence, config, strategy)
             progress.learned = 1
             progress.rows.append(learner.measure(network, 1))
-        if strategy.sequential:
+        if not isinstance(strategy, Joint):
             while progress.learned < tasks:
                 learner.learn_task(network, strategy, progress)
         else:

@@ -220,9 +220,10 @@ class CellStore:
         paths = sorted(self.folder.glob(f"*/{_RESULT}"))
         return [load_json(path)["record"] for path in paths]
 
-    def seconds(self, key: str) -> float:
-        """Return how long the epochs of a stored cell's training took."""
-        return float(load_json(self.folder / key / _RESULT)["seconds"])
+    def seconds(self, key: str) -> float | None:
+        """Return how long the epochs of a cell's training took; None if it is not stored."""
+        path = self.folder / key / _RESULT
+        return float(load_json(path)["seconds"]) if path.exists() else None
 
     def is_active(self, key: str) -> bool:
         """Return whether a process is training the cell now."""

@@ -71,7 +71,7 @@ class CellInputs:
     first_digest : str
         Hash of their file.
     read_knowledge : callable
-        Returns what stage consolidate wrote, and its hash; only some methods need it.
+        Returns what stage consolidate wrote; only some methods need it.
     kind : {"cell", "trial"}
         ``trial``: the tasks' test images are replaced by their validation images.
     """
@@ -80,7 +80,7 @@ class CellInputs:
     tasks_digest: str
     first: dict[str, Tensor]
     first_digest: str
-    read_knowledge: Callable[[], tuple[Memory, str]]
+    read_knowledge: Callable[[], Memory]
     kind: str = "cell"
 
     def on_validation(self) -> "CellInputs":
@@ -278,7 +278,8 @@ def train_cell(
         # With more tasks the frozen filters change between them.
         if not isinstance(strategy, Joint) and len(inputs.tasks.tasks) == 2:
             final = strategy.network_for(network, 0, progress.memory)
-            drift = _drift(params, spec, inputs, masks, final, device)
+            layers = {n: m for n, m in progress.memory.items() if m.dtype == torch.bool}
+            drift = _drift(params, spec, inputs, masks or layers, final, device)
             results["drift"] = drift["layers"]
             results["row"] |= drift["means"]
         return Outcome(results, network.state_dict(), progress.seconds)
@@ -287,13 +288,19 @@ def train_cell(
 
 
 def _memory(strategy: Strategy, inputs: CellInputs) -> tuple[Memory, str | None]:
-    """Return what a strategy keeps of the first task, and the hash of the file it came from."""
+    """Return what a strategy keeps of the first task, and its hash."""
     if strategy.knowledge is None:
         return {}, None
-    everything, digest = inputs.read_knowledge()
     prefix = f"{strategy.knowledge}/"
-    memory = {n.removeprefix(prefix): t for n, t in everything.items() if n.startswith(prefix)}
-    return memory, digest
+    memory = {
+        name.removeprefix(prefix): tensor
+        for name, tensor in inputs.read_knowledge().items()
+        if name.startswith(prefix)
+    }
+    digest = hashlib.sha256()
+    for name, tensor in sorted(memory.items()):
+        digest.update(f"{name}\0".encode() + tensor.contiguous().numpy().tobytes())
+    return memory, digest.hexdigest()
 
 
 def _memory_bytes(
@@ -326,7 +333,8 @@ def _cell_request(
     device: torch.device,
 ) -> CellRequest:
     identity = _common_identity(params, spec.seed, inputs.tasks_digest, device) | asdict(spec)
-    identity |= {"knowledge": knowledge_digest, "keep": asdict(keep_config(params))}
+    if knowledge_digest is not None:
+        identity |= {"knowledge": knowledge_digest, "keep": asdict(keep_config(params))}
     if spec.strategy != "joint":
         identity["first"] = inputs.first_digest
     if spec.metric is not None and masks is not None:
@@ -470,7 +478,7 @@ def _drift(
     params: Params,
     spec: CellSpec,
     inputs: CellInputs,
-    masks: Masks | None,
+    masks: Masks,
     network: TaskNetwork,
     device: torch.device,
 ) -> dict[str, Any]:
@@ -484,7 +492,8 @@ def _drift(
         before.view("shared", 0, 1), network.view("shared", 0, tasks), tests, list(layers)
     )
     everything = spec.strategy == "linear_probe"
-    frozen = masks or {name: torch.full((filters,), everything) for name, filters in layers.items()}
+    frozen = {name: torch.full((filters,), everything) for name, filters in layers.items()}
+    frozen |= masks
     means = mean_drift(drift, frozen)
     return {
         "layers": {name: mean_drift({name: drift[name]}, frozen) for name in layers},

@@ -52,14 +52,17 @@ def frozen_weights(
             raise ValueError(f"the mask of {name!r} must be bool and of the parameter's shape")
         layer, _, attribute = name.rpartition(".")
         layers.setdefault(layer, {})[attribute] = mask.to(parameter.device)
+    stand_ins: dict[str, nn.Module] = {
+        name: HeldLayer(model.get_submodule(name), parts) for name, parts in layers.items()
+    }
+    device = next(model.parameters()).device
     norms = {n: m for n, m in model.named_modules() if isinstance(m, nn.BatchNorm2d)}
-    for name, parts in layers.items():
-        replace_module(model, name, HeldLayer(model.get_submodule(name), parts))
-    if batch_norms:
-        for name, norm in norms.items():
-            everything = torch.ones(norm.num_features, dtype=torch.bool)
-            frozen = everything.to(norm.weight.device)
-            replace_module(model, name, PartlyFrozenBatchNorm2d(norm, frozen, statistics=True))
+    for name, norm in norms.items() if batch_norms else ():
+        everything = torch.ones(norm.num_features, dtype=torch.bool, device=device)
+        stand_ins[name] = PartlyFrozenBatchNorm2d(norm, everything, statistics=True)
+    for name, stand_in in stand_ins.items():
+        stand_in.train(model.get_submodule(name).training)
+        replace_module(model, name, stand_in)
     try:
         yield model
     finally:

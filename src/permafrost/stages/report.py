@@ -58,21 +58,16 @@ def _relative_times(store: CellStore, rows: list[Row]) -> dict[str, float]:
     What stage consolidate made for a method counts. Trainings whose stored cell is gone are left
     out.
     """
-    stored = set(store.stored_keys())
-    seconds = {row["key"]: store.seconds(row["key"]) for row in rows if row["key"] in stored}
-    plain = {
-        (row["head"], row["seed"]): seconds[row["key"]]
-        for row in _of(rows, "finetune")
-        if row["key"] in seconds
-    }
-    extra = load_json(TIMINGS).get("consolidate", {})
+    done = [row for row in rows if row["status"] == "done"]
+    seconds = {row["key"]: store.seconds(row["key"]) for row in done}
+    plain = {(row["head"], row["seed"]): seconds[row["key"]] for row in _of(done, "finetune")}
+    extra = load_json(TIMINGS).get("consolidate", {}) if TIMINGS.exists() else {}
     times = {}
-    for row in rows:
+    for row in done:
         knowledge = STRATEGIES[row["strategy"]].knowledge
-        base = plain.get((row["head"], row["seed"]))
-        if base and row["key"] in seconds:
-            total = seconds[row["key"]] + extra.get(f"{knowledge}@{row['seed']}", 0.0)
-            times[row["key"]] = total / base
+        own, base = seconds[row["key"]], plain.get((row["head"], row["seed"]))
+        if own is not None and base:
+            times[row["key"]] = (own + extra.get(f"{knowledge}@{row['seed']}", 0.0)) / base
     return times
 
 

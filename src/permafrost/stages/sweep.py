@@ -15,10 +15,8 @@ def run() -> None:
         specs = sweep_cells(workspace.params, read_choices(workspace.params))
         records = train_cells(workspace, specs, "sweep")
         save_json(SWEEP, [records[spec]["row"] for spec in specs])
-        store = workspace.store
-        note_seconds(
-            "cells", {record["name"]: store.seconds(record["key"]) for record in records.values()}
-        )
+        times = {r["name"]: workspace.store.seconds(r["key"]) for r in records.values()}
+        note_seconds("cells", {name: value for name, value in times.items() if value is not None})
         for record in records.values():
             if record["row"]["status"] == "failed":
                 print(f"{record['name']} failed: {record['row']['error']}", file=sys.stderr)

@@ -14,6 +14,8 @@ from permafrost.strategies.base import Guard, Lesson, Memory, Phase, Strategy
 
 # Which task a weight belongs to: its number from 1, or 0 while it is free.
 OWNER = "owner/"
+# How many tasks own weights for good.
+LEARNED = "learned"
 RETRAIN = "retrain"
 
 
@@ -72,13 +74,15 @@ class PackNet(Strategy):
         del guard
         if phase.name == RETRAIN:
             start = {name: lesson.start[name] for name in _packed(lesson.network, self.head)}
-            owners = self._prune(start, lesson)
+            owners, learned = self._prune(start, lesson), lesson.learned
         else:
+            learned = lesson.learned + 1
             owners = {
-                name: torch.where(owner == 0, lesson.learned + 1, owner)
+                name: torch.where(owner == 0, learned, owner)
                 for name, owner in _owners(lesson.memory, lesson.device).items()
             }
-        return {f"{OWNER}{name}": owner.to(torch.uint8).cpu() for name, owner in owners.items()}
+        memory = {f"{OWNER}{name}": owner.to(torch.uint8).cpu() for name, owner in owners.items()}
+        return memory | {LEARNED: torch.tensor(learned, dtype=torch.uint8)}
 
     def network_for(self, network: TaskNetwork, task: int, memory: Memory) -> TaskNetwork:
         """Return a copy in which only the weights of this and earlier tasks are not zero."""
@@ -87,11 +91,11 @@ class PackNet(Strategy):
         copied = cast(TaskNetwork, plain_copy(network))
         device = next(copied.parameters()).device
         packed = _packed(copied, self.head)
-        newest = max(int(owner.max()) for owner in _owners(memory, device).values())
+        learned = int(memory[LEARNED])
         with torch.no_grad():
             for name, owner in _owners(memory, device).items():
                 later = owner > task + 1
-                if task + 1 <= newest:  # free weights are the task's in training, if any
+                if task < learned:  # free weights are the next task's, which may be in training
                     later |= owner == 0
                 packed[name].masked_fill_(later, 0.0)
         return copied
@@ -132,5 +136,7 @@ def _biases(network: TaskNetwork, head: Head) -> dict[str, Tensor]:
 
 def _owners(memory: Memory, device: torch.device) -> dict[str, Tensor]:
     return {
-        name.removeprefix(OWNER): owner.to(device, torch.int64) for name, owner in memory.items()
+        name.removeprefix(OWNER): owner.to(device, torch.int64)
+        for name, owner in memory.items()
+        if name.startswith(OWNER)
     }

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor, nn
 
 from permafrost.freezing import current_weights
@@ -30,9 +31,12 @@ def recall(memory: Memory, prefix: str) -> dict[str, Tensor]:
 
 def penalised(network: TaskNetwork, memory: Memory, factor: float) -> Objective:
     """Return cross entropy + factor · Σ_i precision_i (θ_i − centre_i)²."""
-    device = next(network.parameters()).device
-    precision = {n: p.to(device) for n, p in recall(memory, PRECISION).items()}
-    centre = {n: c.to(device) for n, c in recall(memory, CENTRE).items()}
+    # A sum depends on its order: by name and in the weights' own memory format, whatever a memory
+    # went through on its way.
+    like = current_weights(network)
+    names = sorted(recall(memory, PRECISION))
+    precision = {n: torch.empty_like(like[n]).copy_(memory[f"{PRECISION}{n}"]) for n in names}
+    centre = {n: torch.empty_like(like[n]).copy_(memory[f"{CENTRE}{n}"]) for n in names}
 
     def objective(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         loss, logits, labels = cross_entropy(model, batch)
