@@ -467,3 +467,11 @@ def test_docstring_example():
     result = doctest.testmod(permafrost.freezing)
     assert result.attempted > 0
     assert result.failed == 0
+
+
+def test_one_value_per_channel_is_refused_as_plain_batch_norm_does():
+    model = nn.Sequential(nn.Conv2d(3, 2, 1), nn.BatchNorm2d(2)).train()
+    with frozen_filters(model, {"0": torch.tensor([True, False])}):
+        with pytest.raises(ValueError, match="more than one value per channel"):
+            model(torch.randn(1, 3, 1, 1))
+        assert model[1].running_var.isfinite().all()

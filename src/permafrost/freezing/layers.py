@@ -133,6 +133,8 @@ class PartlyFrozenBatchNorm2d(nn.Module):
             return F.batch_norm(inputs, mean, var, weight, bias, eps=norm.eps)
         held = self.frozen if self.statistics else torch.zeros_like(self.frozen)
         if not bool(held.all()):
+            if inputs.numel() == inputs.shape[1]:
+                raise ValueError("a BatchNorm in training needs more than one value per channel")
             self.num_batches_tracked.add_(1)
         # Without a momentum PyTorch's running statistics are the plain average of all batches.
         momentum = norm.momentum

@@ -21,7 +21,8 @@ def frozen_weights(
     """Keep single weights fixed, bit for bit, inside a ``with`` block.
 
     An optimizer's momentum, Adam state and weight decay move only a copy that nothing reads. Make
-    the optimizer inside the block; on leaving, the plain layers return, with what was learned.
+    the optimizer inside the block, and any part of the model that is used there: one taken before
+    still has the plain layers. On leaving, the plain layers return, with what was learned.
 
     Parameters
     ----------
@@ -42,12 +43,15 @@ def frozen_weights(
     Raises
     ------
     ValueError
-        If a mask has another shape or type than its parameter needs, or the parameter belongs to
-        another kind of layer.
+        If a name is no parameter, a mask has another shape or type than its parameter needs, or
+        the parameter belongs to another kind of layer.
     """
     layers: dict[str, dict[str, Tensor]] = {}
+    parameters = dict(model.named_parameters())
     for name, mask in masks.items():
-        parameter = model.get_parameter(name)
+        if name not in parameters:
+            raise ValueError(f"{name!r} is no parameter of the network")
+        parameter = parameters[name]
         if mask.dtype != torch.bool or mask.shape != parameter.shape:
             raise ValueError(f"the mask of {name!r} must be bool and of the parameter's shape")
         layer, _, attribute = name.rpartition(".")
