@@ -30,7 +30,7 @@ repro: $(READY) ## run the whole experiment and print its tables
 	@cat reports/tables.md
 
 test: $(READY) ## run the tests
-	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -n 2 --dist loadgroup
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 ui: $(READY) ## compare the runs in MLflow
 	@$(BIN)/permafrost ui

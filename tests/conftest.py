@@ -35,6 +35,11 @@ from permafrost.strategies import (
 )
 
 
+def pytest_collection_modifyitems(items):
+    """Begin with the longest file, so that no worker is left alone with it at the end."""
+    items.sort(key=lambda item: item.path.name != "test_pipeline.py")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def one_thread():
     """Tiny networks gain nothing from threads, and sums must not depend on the machine."""

@@ -11,8 +11,6 @@ import pytest
 
 from project import Project, stages_run
 
-pytestmark = pytest.mark.xdist_group("pipeline")
-
 VARIANT_STAGES = ["freeze@0", "train_second@0", "evaluate", "report"]
 
 
