@@ -13,7 +13,7 @@ from permafrost.freezing.layers import (
     PartlyFrozenBatchNorm2d,
     PartlyFrozenConv2d,
 )
-from permafrost.freezing.weights import replace_module
+from permafrost.freezing.weights import StandIn, standing_in
 
 FilterMasks = Mapping[str, Tensor]
 
@@ -70,24 +70,15 @@ def frozen_filters(
         If a name is no convolution, a mask has the wrong shape or type, or ``batch_norm`` is
         unknown.
     """
-    stand_ins = _make_stand_ins(model, masks, batch_norm)
-    for name, stand_in in stand_ins.items():
-        stand_in.train(model.get_submodule(name).training)
-        replace_module(model, name, stand_in)
-    try:
+    with standing_in(model, _make_stand_ins(model, masks, batch_norm)):
         yield model
-    finally:
-        for name, stand_in in stand_ins.items():
-            original = stand_in.write_back()
-            original.train(stand_in.training)
-            replace_module(model, name, original)
 
 
 def _make_stand_ins(
     model: nn.Module, masks: FilterMasks, batch_norm: BatchNormFreeze
-) -> dict[str, PartlyFrozenConv2d | PartlyFrozenBatchNorm2d]:
+) -> dict[str, StandIn]:
     norms = batch_norm_after(model)
-    stand_ins: dict[str, PartlyFrozenConv2d | PartlyFrozenBatchNorm2d] = {}
+    stand_ins: dict[str, StandIn] = {}
     if batch_norm not in BATCH_NORM_FREEZES:
         raise ValueError(f"batch_norm must be one of {BATCH_NORM_FREEZES}, not {batch_norm!r}")
     layers = dict(model.named_modules())

@@ -11,7 +11,7 @@ from permafrost.freezing.layers import HeldLayer, PartlyFrozenBatchNorm2d, Partl
 
 WeightMasks = Mapping[str, Tensor]
 
-_STAND_INS = (HeldLayer, PartlyFrozenConv2d, PartlyFrozenBatchNorm2d)
+StandIn = HeldLayer | PartlyFrozenConv2d | PartlyFrozenBatchNorm2d
 
 
 @contextmanager
@@ -56,7 +56,7 @@ def frozen_weights(
             raise ValueError(f"the mask of {name!r} must be bool and of the parameter's shape")
         layer, _, attribute = name.rpartition(".")
         layers.setdefault(layer, {})[attribute] = mask.to(parameter.device)
-    stand_ins: dict[str, nn.Module] = {
+    stand_ins: dict[str, StandIn] = {
         name: HeldLayer(model.get_submodule(name), parts) for name, parts in layers.items()
     }
     device = next(model.parameters()).device
@@ -64,13 +64,21 @@ def frozen_weights(
     for name, norm in norms.items() if batch_norms else ():
         everything = torch.ones(norm.num_features, dtype=torch.bool, device=device)
         stand_ins[name] = PartlyFrozenBatchNorm2d(norm, everything, statistics=True)
+    with standing_in(model, stand_ins):
+        yield model
+
+
+@contextmanager
+def standing_in(model: nn.Module, stand_ins: Mapping[str, StandIn]) -> Iterator[None]:
+    """Put stand-ins in the places of the layers of these names; on leaving, put the layers back."""
     for name, stand_in in stand_ins.items():
         stand_in.train(model.get_submodule(name).training)
-        replace_module(model, name, stand_in)
+        _replace(model, name, stand_in)
     try:
-        yield model
+        yield
     finally:
-        _make_plain(model)
+        for name, stand_in in stand_ins.items():
+            _put_back(model, name, stand_in)
 
 
 def plain_copy(model: nn.Module) -> nn.Module:
@@ -82,7 +90,9 @@ def plain_copy(model: nn.Module) -> nn.Module:
         Also one inside ``frozen_filters`` or ``frozen_weights``; it is left as it is.
     """
     copied = copy.deepcopy(model)
-    _make_plain(copied)
+    for name, module in list(copied.named_modules()):
+        if isinstance(module, StandIn):
+            _put_back(copied, name, module)
     return copied
 
 
@@ -103,7 +113,7 @@ def current_weights(model: nn.Module) -> dict[str, Tensor]:
     weights: dict[str, Tensor] = {}
     stand_ins = []
     for name, module in model.named_modules():
-        if isinstance(module, _STAND_INS):
+        if isinstance(module, StandIn):
             stand_ins.append(f"{name}.")
             parts = {"weight": module.weight_rows, "bias": module.bias_rows}
             weights |= {f"{name}.{part}": rows() for part, rows in parts.items() if rows}
@@ -112,15 +122,13 @@ def current_weights(model: nn.Module) -> dict[str, Tensor]:
     return weights
 
 
-def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
-    """Put a module in the place of the one of this name."""
+def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
     parent, _, child = name.rpartition(".")
     setattr(model.get_submodule(parent), child, module)
 
 
-def _make_plain(model: nn.Module) -> None:
-    for name, module in list(model.named_modules()):
-        if isinstance(module, _STAND_INS):
-            original = module.write_back()
-            original.train(module.training)
-            replace_module(model, name, original)
+def _put_back(model: nn.Module, name: str, stand_in: StandIn) -> None:
+    """Return the plain layer to its place, with what its stand-in has learned."""
+    original = stand_in.write_back()
+    original.train(stand_in.training)
+    _replace(model, name, original)
