@@ -43,10 +43,10 @@ from permafrost.strategies import (
 from permafrost.strategies.ewc import fisher_memory
 from permafrost.strategies.fisher import fisher_diagonal
 from permafrost.strategies.lwf import TEACHER, distillation, teacher_memory
-from permafrost.strategies.quadratic import CENTRE, PRECISION, penalised, recall, remember
+from permafrost.strategies.quadratic import CENTRE, PRECISION, penalised, remember
 from permafrost.strategies.replay import buffer_memory
 from permafrost.strategies.si import importance, integral_memory
-from permafrost.training import Batch, TrainingConfig, TrainingDiverged, cross_entropy, fit
+from permafrost.training import Batch, TrainingConfig, TrainingDiverged, cross_entropy, fit, part_of
 
 CPU = torch.device("cpu")
 HEADS = ["shared", "multi", "expanding"]
@@ -218,7 +218,7 @@ def test_fisher_leaves_the_model_alone(fisher_case, same_bits):
 def test_fisher_is_of_the_task_that_was_learned(make_stirred, make_sequence, head):
     network, sequence = make_stirred(tasks=3, width=0.03), make_sequence(tasks=3)
     memory = fisher_memory(make_lesson(network, sequence, 1, head))
-    precision, centre = recall(memory, PRECISION), recall(memory, CENTRE)
+    precision, centre = part_of(memory, PRECISION), part_of(memory, CENTRE)
     body = body_parameters(network)
     assert set(precision) == set(centre) == set(body)
     assert not any(name.startswith("heads.") for name in body)
@@ -460,7 +460,7 @@ def test_the_penalties_of_several_tasks_pull_as_their_sum(make_stirred, make_seq
         scale = found.abs().max().item()
         assert scale > 0
         torch.testing.assert_close(found, one + two, rtol=1e-3, atol=1e-4 * scale + 1e-7)
-    for name, value in recall(merged, PRECISION).items():
+    for name, value in part_of(merged, PRECISION).items():
         one, two = first[f"{PRECISION}{name}"], second[f"{PRECISION}{name}"]
         torch.testing.assert_close(value, one + two)
         unknown = value == 0
@@ -473,7 +473,7 @@ def test_a_strong_penalty_keeps_the_answers_to_the_first_task(make_stirred, make
     """Without BatchNorms, whose statistics no penalty holds, and with a head for each task."""
     network, sequence = make_stirred(heads=0.3, batch_norm=False, width=0.05), make_sequence()
     config = TrainingConfig(epochs=25, lr=0.001, batch_size=4, padding=0)
-    precision = recall(fisher_memory(make_lesson(network, sequence, 0)), PRECISION)
+    precision = part_of(fisher_memory(make_lesson(network, sequence, 0)), PRECISION)
     top = max(value.max() for value in precision.values())
     precision = {name: (value / top).clamp(min=0.3) for name, value in precision.items()}
     memory = remember(precision, body_parameters(network))

@@ -31,7 +31,7 @@ from permafrost.artifacts import (
 from permafrost.evaluation import Accuracy
 from permafrost.strategies import Progress
 from permafrost.tracking import CELLS, FIRST_TASKS, TRIALS, LiveRun, RunRecord, Tracker
-from permafrost.training import TrainingState
+from permafrost.training import TrainingState, part_of
 
 # What a training depends on; the floors above only decide which trainings to ask for.
 _LIBRARY = (
@@ -294,8 +294,7 @@ class CellStore:
             return None
         tensors, about = load_tensors(path)
         training, start, memory = (
-            {name.removeprefix(p): t for name, t in tensors.items() if name.startswith(p)}
-            for p in ("training/", "start/", "memory/")
+            part_of(tensors, prefix) for prefix in ("training/", "start/", "memory/")
         )
         return Progress(
             learned=about["learned"],

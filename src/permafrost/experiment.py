@@ -51,7 +51,7 @@ from permafrost.strategies import (
     body_parameters,
 )
 from permafrost.strategies.reranking import ExplainConfig, rank_network
-from permafrost.training import TrainingConfig, TrainingDiverged
+from permafrost.training import TrainingConfig, TrainingDiverged, part_of
 
 OnEpoch = Callable[[Progress], None]
 
@@ -291,12 +291,7 @@ def _memory(strategy: Strategy, inputs: CellInputs) -> tuple[Memory, str | None]
     """Return what a strategy keeps of the first task, and its hash."""
     if strategy.knowledge is None:
         return {}, None
-    prefix = f"{strategy.knowledge}/"
-    memory = {
-        name.removeprefix(prefix): tensor
-        for name, tensor in inputs.read_knowledge().items()
-        if name.startswith(prefix)
-    }
+    memory = part_of(inputs.read_knowledge(), f"{strategy.knowledge}/")
     digest = hashlib.sha256()
     for name, tensor in sorted(memory.items()):
         digest.update(f"{name}\0".encode() + tensor.contiguous().numpy().tobytes())

@@ -15,9 +15,9 @@ from permafrost.strategies.quadratic import (
     PRECISION,
     body_parameters,
     penalised,
-    recall,
     remember,
 )
+from permafrost.training import part_of
 
 
 @dataclass(frozen=True)
@@ -52,9 +52,9 @@ class Ewc(Strategy):
         if lesson.is_last:
             return lesson.memory
         new = fisher_memory(lesson)
-        old_precision, old_centre = (recall(lesson.memory, part) for part in (PRECISION, CENTRE))
+        old_precision, old_centre = (part_of(lesson.memory, part) for part in (PRECISION, CENTRE))
         precision, centre = {}, {}
-        for name, added in recall(new, PRECISION).items():
+        for name, added in part_of(new, PRECISION).items():
             before = old_precision[name].to(added.device)
             precision[name] = before + added
             pull = before * old_centre[name].to(added.device) + added * new[f"{CENTRE}{name}"]

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from permafrost.freezing import frozen_weights, plain_copy
 from permafrost.models import Head, TaskNetwork
 from permafrost.strategies.base import Guard, Lesson, Memory, Phase, Strategy
+from permafrost.training import part_of
 
 # Which task a weight belongs to: its number from 1, or 0 while it is free.
 OWNER = "owner/"
@@ -135,8 +136,5 @@ def _biases(network: TaskNetwork, head: Head) -> dict[str, Tensor]:
 
 
 def _owners(memory: Memory, device: torch.device) -> dict[str, Tensor]:
-    return {
-        name.removeprefix(OWNER): owner.to(device, torch.int64)
-        for name, owner in memory.items()
-        if name.startswith(OWNER)
-    }
+    owners = part_of(memory, OWNER)
+    return {name: owner.to(device, torch.int64) for name, owner in owners.items()}

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from permafrost.freezing import current_weights
 from permafrost.models import TaskNetwork
 from permafrost.strategies.base import Memory
-from permafrost.training import Batch, Objective, cross_entropy
+from permafrost.training import Batch, Objective, cross_entropy, part_of
 
 PRECISION, CENTRE = "precision/", "centre/"
 
@@ -24,17 +24,12 @@ def remember(precision: Mapping[str, Tensor], centre: Mapping[str, Tensor]) -> M
     return memory | {f"{CENTRE}{name}": centre[name].detach().clone() for name in precision}
 
 
-def recall(memory: Memory, prefix: str) -> dict[str, Tensor]:
-    """Return one part of a memory by the parameters' names."""
-    return {n.removeprefix(prefix): t for n, t in memory.items() if n.startswith(prefix)}
-
-
 def penalised(network: TaskNetwork, memory: Memory, factor: float) -> Objective:
     """Return cross entropy + factor · Σ_i precision_i (θ_i − centre_i)²."""
     # A sum depends on its order: by name and in the weights' own memory format, whatever a memory
     # went through on its way.
     like = current_weights(network)
-    names = sorted(recall(memory, PRECISION))
+    names = sorted(part_of(memory, PRECISION))
     precision = {n: torch.empty_like(like[n]).copy_(memory[f"{PRECISION}{n}"]) for n in names}
     centre = {n: torch.empty_like(like[n]).copy_(memory[f"{CENTRE}{n}"]) for n in names}
 

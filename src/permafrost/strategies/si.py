@@ -14,9 +14,9 @@ from permafrost.strategies.quadratic import (
     PRECISION,
     body_parameters,
     penalised,
-    recall,
     remember,
 )
+from permafrost.training import part_of
 
 XI = 0.1
 INTEGRAL = "integral/"
@@ -48,8 +48,8 @@ class PathIntegral:
     ) -> None:
         self.tensors = {name: torch.zeros_like(p) for name, p in parameters.items()}
         self._parameters = parameters
-        self._precision = recall(memory or {}, PRECISION)
-        self._centre = recall(memory or {}, CENTRE)
+        self._precision = part_of(memory or {}, PRECISION)
+        self._centre = part_of(memory or {}, CENTRE)
         self._factor = factor
         self._before: dict[str, Tensor] = {}
 
@@ -106,7 +106,7 @@ class Si(Strategy):
             return lesson.memory
         end = body_parameters(lesson.network)
         new = importance(guard.observer.tensors, lesson.start, end)
-        old = recall(lesson.memory, PRECISION)
+        old = part_of(lesson.memory, PRECISION)
         return remember(
             {name: old[name].to(value.device) + value for name, value in new.items()}, end
         )
@@ -121,7 +121,7 @@ def integral_memory(lesson: Lesson) -> Memory:
         ``memory`` holds ω, its names preceded by ``INTEGRAL``; ``start`` the initial weights.
     """
     end = body_parameters(lesson.network)
-    return remember(importance(recall(lesson.memory, INTEGRAL), lesson.start, end), end)
+    return remember(importance(part_of(lesson.memory, INTEGRAL), lesson.start, end), end)
 
 
 @torch.no_grad()

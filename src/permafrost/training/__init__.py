@@ -9,6 +9,7 @@ from permafrost.training.loop import (
     TrainingState,
     cross_entropy,
     fit,
+    part_of,
 )
 from permafrost.training.optimizers import OptimizerName, build_optimizer
 
@@ -23,4 +24,5 @@ __all__ = [
     "build_optimizer",
     "cross_entropy",
     "fit",
+    "part_of",
 ]

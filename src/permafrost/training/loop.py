@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -254,12 +254,12 @@ def _restore(
     observer: Observer | None,
 ) -> None:
     """Put a :func:`_snapshot` back."""
-    model.load_state_dict(_part(tensors, "model/"))
+    model.load_state_dict(part_of(tensors, "model/"))
     if observer:
-        for name, value in _part(tensors, "observer/").items():
+        for name, value in part_of(tensors, "observer/").items():
             observer.tensors[name].copy_(value)
     optimizer_state: dict[int, dict[str, Tensor]] = {}
-    for name, value in _part(tensors, "optimizer/").items():
+    for name, value in part_of(tensors, "optimizer/").items():
         index, key = name.split("/")
         optimizer_state.setdefault(int(index), {})[key] = value.clone()
     groups = optimizer.state_dict()["param_groups"]
@@ -267,5 +267,6 @@ def _restore(
     generator.set_state(tensors["generator"])
 
 
-def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def part_of(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Return the tensors whose names begin with a prefix, by their names without it."""
     return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
