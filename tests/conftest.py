@@ -33,11 +33,28 @@ from permafrost.strategies import (
     Si,
     body_parameters,
 )
+from project import Project
 
 
 def pytest_collection_modifyitems(items):
-    """Begin with the longest file, so that no worker is left alone with it at the end."""
-    items.sort(key=lambda item: item.path.name != "test_pipeline.py")
+    """Begin with the longest files, so that no worker is left alone with one at the end."""
+    longest = ("test_pipeline.py", "test_stages.py")
+    items.sort(key=lambda item: item.path.name not in longest)
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """Return a copy of the project whose workflow has run."""
+    project = Project(tmp_path_factory.mktemp("project") / "permafrost")
+    project.run("dvc", "repro")
+    return project
+
+
+@pytest.fixture
+def one_run_for_each_training(project):
+    """After the test, MLflow must hold one finished run for each training."""
+    yield
+    assert project.runs() == project.expected_runs()
 
 
 @pytest.fixture(scope="session", autouse=True)
