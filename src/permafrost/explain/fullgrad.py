@@ -280,19 +280,19 @@ class _Terms:
             self._lay(self.of_layer(gradient, product))
 
     def of_input(self, product: Tensor) -> Tensor:
-        """Return what is laid over the image of the input's term, 0 or more."""
-        return product.abs()
+        """Return what is laid over the image of the input's term, 0 or more; may reuse it."""
+        return product.abs_()
 
     def of_layer(self, gradient: Tensor, product: Tensor) -> Tensor:
-        """Return what is laid over the image of a layer's term, 0 or more."""
-        return product.abs()
+        """Return what is laid over the image of a layer's term, 0 or more; may reuse `product`."""
+        return product.abs_()
 
     def errors(self, logits: Tensor) -> Tensor:
         smallest = torch.finfo(self.scale.dtype).tiny
         return (logits - self.total).abs() / self.scale.clamp(min=smallest)
 
     def _count(self, product: Tensor) -> None:
-        term = product.flatten(1).sum(1)
+        term = product.sum(tuple(range(1, product.ndim)))
         self.total += term
         self.scale += term.abs()
 
@@ -377,14 +377,19 @@ def _bias(layer: _Biased) -> Tensor | None:
 
 
 def _overlay(values: Tensor, size: torch.Size, reading: Reading) -> Tensor:
-    """Apply ψ to absolute values (N, C, h, w) and sum the channels: (N, H, W).
+    """Apply ψ to absolute values (N, C, h, w), which are used up, and sum the channels: (N, H, W).
 
     Channels are summed before the interpolation, which is linear, so that one map is
     interpolated instead of C.
     """
     together = reading == "layer"
     dims, eps = ((1, 2, 3), 1e-6) if together else ((2, 3), 1e-7)
-    shifted = values - values.amin(dims, keepdim=True)
-    rescaled = shifted / (shifted.amax(dims, keepdim=True) + eps)
-    summed = rescaled.sum(dim=1, keepdim=True)
+    low, high = values.amin(dims, keepdim=True), values.amax(dims, keepdim=True)
+    span = high - low + eps
+    # Shifted before it is summed: the sum of large equal values would lose what sets them apart.
+    shifted = values.sub_(low)
+    if together:  # one factor for all channels
+        summed = shifted.sum(dim=1, keepdim=True) / span
+    else:
+        summed = shifted.div_(span).sum(dim=1, keepdim=True)
     return F.interpolate(summed, size, mode="bilinear", align_corners=together).squeeze(1)
