@@ -17,11 +17,11 @@ Reduction = Literal["change", "intensity", "max"]
 
 
 class _LayerReached(Exception):
-    """Carries a layer's output out of the forward pass, so that nothing above the layer runs."""
+    """Carries a layer's input out of the forward pass, so that nothing above the input runs."""
 
-    def __init__(self, output: Tensor):
+    def __init__(self, below: Tensor):
         super().__init__()
-        self.output = output
+        self.below = below
 
 
 def conv_layers(model: nn.Module) -> dict[str, nn.Conv2d]:
@@ -129,11 +129,12 @@ def visualize_filters(
     chosen = _check(model, layer, filters, start, batch_size)
     images = start.new_empty(len(chosen), *start.shape)
     size = max(2, min(batch_size, len(chosen)))
-    with explaining(model), _stopping_at(conv_layers(model)[layer]):
+    reached = conv_layers(model)[layer]
+    with explaining(model), _stopping_below(reached):
         for first in range(0, len(chosen), size):
             chunk = chosen[first : first + size]
             padding = [chunk[-1]] * (size - len(chunk))
-            ascended = _ascend(model, chunk + padding, start, steps, lr, weight_decay)
+            ascended = _ascend(model, reached, chunk + padding, start, steps, lr, weight_decay)
             images[first : first + len(chunk)] = ascended[: len(chunk)]
             if on_batch is not None:
                 on_batch(len(chunk))
@@ -200,13 +201,13 @@ def _check(
 
 
 @contextmanager
-def _stopping_at(layer: nn.Conv2d) -> Iterator[None]:
-    """End every forward pass at `layer`, by a `_LayerReached` with its output."""
+def _stopping_below(layer: nn.Conv2d) -> Iterator[None]:
+    """End every forward pass at `layer`, by a `_LayerReached` with its input."""
 
-    def stop(_module: nn.Module, _inputs: object, output: Tensor) -> NoReturn:
-        raise _LayerReached(output)
+    def stop(_module: nn.Module, inputs: tuple[Tensor, ...]) -> NoReturn:
+        raise _LayerReached(inputs[0])
 
-    handle = layer.register_forward_hook(stop)
+    handle = layer.register_forward_pre_hook(stop)
     try:
         yield
     finally:
@@ -215,29 +216,43 @@ def _stopping_at(layer: nn.Conv2d) -> Iterator[None]:
 
 def _ascend(
     model: nn.Module,
+    layer: nn.Conv2d,
     filters: list[int],
     start: Tensor,
     steps: int,
     lr: float,
     weight_decay: float,
 ) -> Tensor:
-    """Optimise one image for each filter; `_stopping_at` must be in force."""
+    """Optimise one image for each filter; `_stopping_below` must be in force."""
     images = start.detach().repeat(len(filters), 1, 1, 1).requires_grad_()
     optimizer = torch.optim.Adam([images], lr=lr, weight_decay=weight_decay)
-    rows = range(len(filters))
+    downhill: Tensor | None = None
     for _ in range(steps):
-        output = _layer_output(model, images)
-        loss = -output[rows, filters].mean(dim=(1, 2)).sum()
+        below = _layer_input(model, images)
+        if downhill is None:
+            downhill = _downhill(layer, below.detach(), filters)
         # Gradients of the images alone: `backward` would fill the weights' too.
-        (images.grad,) = torch.autograd.grad(loss, images)
+        (images.grad,) = torch.autograd.grad(below, images, downhill)
         optimizer.step()
     return images.detach()
 
 
-def _layer_output(model: nn.Module, images: Tensor) -> Tensor:
+def _downhill(layer: nn.Conv2d, below: Tensor, filters: list[int]) -> Tensor:
+    """Return the negative gradient of each filter's objective at the layer's input.
+
+    A convolution is linear, so that this is the same at every step, and the layer need run no more.
+    """
+    below.requires_grad_()
+    # Without its hooks, which would stop it.
+    objectives = layer.forward(below)[range(len(filters)), filters].mean(dim=(1, 2))
+    (gradient,) = torch.autograd.grad(objectives.sum(), below)
+    return -gradient
+
+
+def _layer_input(model: nn.Module, images: Tensor) -> Tensor:
     try:
         # A copy, since a network may begin with an in-place operation.
         model(images.clone())
     except _LayerReached as reached:
-        return reached.output
+        return reached.below
     raise ValueError("the model's forward pass does not run the layer to visualise")
