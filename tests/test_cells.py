@@ -875,7 +875,7 @@ def test_the_code_digest_is_of_the_library(tmp_path, monkeypatch):
 
 
 def test_machine():
-    known = machine(CPU)
+    known = machine(CPU, "float32")
     assert known["device"] == "cpu"
     assert known["threads"] == torch.get_num_threads()
     assert known["torch"] == torch.__version__

@@ -358,12 +358,12 @@ def _row_from_json(row: Any) -> list[Accuracy | None] | None:
     return [None if e is None else Accuracy(e["overall"], tuple(e["per_class"])) for e in row]
 
 
-def machine(device: torch.device) -> dict[str, Any]:
-    """Return what of this machine can change a training's bits."""
+def machine(device: torch.device, precision: str) -> dict[str, Any]:
+    """Return what of this machine, and of how it is used, can change a training's bits."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     return {
         "device": name,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
-        "precision": "float32",
+        "precision": precision,
     }

@@ -51,7 +51,7 @@ from permafrost.strategies import (
     body_parameters,
 )
 from permafrost.strategies.reranking import ExplainConfig, rank_network
-from permafrost.training import TrainingConfig, TrainingDiverged, part_of
+from permafrost.training import TrainingConfig, TrainingDiverged, part_of, resolve_precision
 
 OnEpoch = Callable[[Progress], None]
 
@@ -110,9 +110,14 @@ def new_network(params: Params, seed: int) -> TaskNetwork:
     )
 
 
-def training_config(params: Params) -> TrainingConfig:
-    """Return how every task is trained."""
-    return TrainingConfig(**params.train.model_dump())
+def training_config(params: Params, device: torch.device) -> TrainingConfig:
+    """Return how every task is trained on a device."""
+    precision = resolve_precision(params.train.precision, device)
+    return TrainingConfig(**params.train.model_dump() | {"precision": precision})
+
+
+def _machine(params: Params, device: torch.device) -> dict[str, Any]:
+    return machine(device, resolve_precision(params.train.precision, device))
 
 
 def keep_config(params: Params) -> Keep:
@@ -145,13 +150,18 @@ def train_first_task(
         kind="first_task",
         name=f"first task seed {seed}",
         identity=_common_identity(params, seed, tasks_digest, device),
-        params={"seed": seed} | _shown_params(params) | machine(device),
+        params={"seed": seed} | _shown_params(params) | _machine(params, device),
     )
 
     def train(progress: Progress | None, after_epoch: OnEpoch) -> Outcome:
         # The first task is answered by the first head under every head mode.
         learner = Learner(
-            tasks, training_config(params), head="shared", seed=seed, device=device, curve_tasks=1
+            tasks,
+            training_config(params, device),
+            head="shared",
+            seed=seed,
+            device=device,
+            curve_tasks=1,
         )
         network = new_network(params, seed).to(device)
         progress = progress or Progress(0, [learner.measure(network, 0)])
@@ -206,7 +216,7 @@ def first_lesson(
         network=network,
         learned=0,
         sequence=tasks,
-        config=training_config(params),
+        config=training_config(params, device),
         head="shared",  # under every head mode the first head answers
         seed=seed,
         device=device,
@@ -251,7 +261,7 @@ def train_cell(
     def train(progress: Progress | None, after_epoch: OnEpoch) -> Outcome:
         learner = Learner(
             inputs.tasks,
-            training_config(params),
+            training_config(params, device),
             head=spec.head,
             seed=spec.seed,
             device=device,
@@ -314,8 +324,8 @@ def _common_identity(
         "seed": seed,
         "tasks": tasks_digest,
         "model": params.model.model_dump(exclude={"head"}),
-        "train": params.train.model_dump(),
-        "machine": machine(device),
+        "train": params.train.model_dump(exclude={"precision"}),  # as resolved, in machine
+        "machine": _machine(params, device),
     }
 
 
@@ -348,7 +358,7 @@ def _cell_request(
         kind=inputs.kind,
         name=spec.name,
         identity=identity,
-        params=shown | _shown_params(params) | machine(device),
+        params=shown | _shown_params(params) | _machine(params, device),
     )
 
 
@@ -358,7 +368,7 @@ def _shown_params(params: Params) -> dict[str, Any]:
         "": {"dataset": params.split.dataset},
         "split.": params.split.model_dump(exclude={"dataset", "root"}),
         "model.": params.model.model_dump(exclude={"head"}),
-        "train.": params.train.model_dump(),
+        "train.": params.train.model_dump(exclude={"precision"}),
         "saliency.": params.saliency.model_dump(),
         "visualize.": params.visualize.model_dump(),
         "rank.": params.rank.model_dump(exclude={"metrics"}),

@@ -89,6 +89,7 @@ class Train(_Section):
     batch_size: int = Field(64, ge=2, le=65_536)
     flip: bool = False
     padding: int = Field(4, ge=0, le=64)
+    precision: Literal["float32", "bfloat16", "auto"] = "float32"
 
 
 class Saliency(_Section):

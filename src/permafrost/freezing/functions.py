@@ -7,8 +7,19 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 _aten = torch.ops.aten
+
+# The largest map, in pixels, of which a CPU multiplies the short weight gradient as one matrix:
+# there its convolutions take two to ten times as long.
+_SMALL_MAP = 16
+
+
+def compute_dtype(inputs: Tensor) -> torch.dtype:
+    """Return the type that a convolution of these inputs computes in: autocast's, or theirs."""
+    device = inputs.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else inputs.dtype
 
 
 class LiveRowsConv2d(torch.autograd.Function):
@@ -64,9 +75,45 @@ class LiveRowsConv2d(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             to_inputs, _, _ = transpose(gradient, weight, [True, False, False])
         if live_weight is not None:
-            live = gradient.index_select(1, live_index)
-            _, to_weight, to_bias = transpose(live, live_weight, [False, True, ctx.has_bias])
+            live = gradient[:, live_index]
+            if _is_small_and_short(live) and stride == dilation == [1, 1]:
+                to_weight = _weight_gradient(live, inputs, weight.shape[2:], padding)
+                to_bias = live.sum((0, 2, 3)) if ctx.has_bias else None
+            else:
+                rows = weight[: len(live_index)]  # only their shape is read
+                _, to_weight, to_bias = transpose(live, rows, [False, True, ctx.has_bias])
+            to_weight = to_weight.to(live_weight.dtype)
+            to_bias = None if to_bias is None else to_bias.to(live_weight.dtype)
         return to_inputs, None, None, to_weight, to_bias, None, None
+
+
+def _is_small_and_short(gradient: Tensor) -> bool:
+    small = gradient.shape[2] * gradient.shape[3] <= _SMALL_MAP
+    return small and gradient.dtype == torch.bfloat16 and gradient.device.type == "cpu"
+
+
+def _weight_gradient(
+    gradient: Tensor, inputs: Tensor, kernel: torch.Size, padding: list[int]
+) -> Tensor:
+    """Return the weight gradient of a convolution of stride 1 as one matrix product.
+
+    Parameters
+    ----------
+    gradient : Tensor, shape (N, F, h, w)
+        At the output.
+    inputs : Tensor, shape (N, I, H, W)
+        The layer's input.
+    kernel : torch.Size
+        (kH, kW).
+    padding : list of int
+        Of height and width.
+    """
+    padded = F.pad(inputs, [padding[1]] * 2 + [padding[0]] * 2).permute(0, 2, 3, 1)
+    windows = padded.unfold(1, kernel[0], 1).unfold(2, kernel[1], 1)  # (N, h, w, I, kH, kW)
+    # Channels last in memory, as in the inputs: copied in long pieces.
+    columns = windows.movedim(3, 5).reshape(-1, kernel.numel() * inputs.shape[1])
+    product = gradient.transpose(0, 1).flatten(1) @ columns
+    return product.unflatten(1, (*kernel, -1)).permute(0, 3, 1, 2)
 
 
 class PartlyFrozenNorm(torch.autograd.Function):
@@ -109,11 +156,9 @@ class PartlyFrozenNorm(torch.autograd.Function):
         var = torch.where(frozen, running_var, var)
         running_mean.copy_(torch.where(frozen, running_mean, moved_mean))
         running_var.copy_(torch.where(frozen, running_var, moved_var))
-        deviation = (var + eps).rsqrt()
-        scale = weight * deviation
-        ctx.save_for_backward(inputs, weight, frozen, mean, deviation)
+        ctx.save_for_backward(inputs, weight, frozen, mean, (var + eps).rsqrt())
         ctx.eps = eps
-        return torch.addcmul(_by_channel(bias - mean * scale), inputs, _by_channel(scale))
+        return F.batch_norm(inputs, mean, var, weight, bias, eps=eps)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
@@ -128,9 +173,6 @@ class PartlyFrozenNorm(torch.autograd.Function):
         )  # fmt: skip
         if to_inputs is not None:
             scale = torch.where(frozen, weight * deviation, 0.0)
-            to_inputs = to_inputs.addcmul_(gradient, _by_channel(scale))
+            scale = scale.to(gradient.dtype)
+            to_inputs = to_inputs.addcmul_(gradient, scale[:, None, None])
         return to_inputs, to_weight, to_bias, None, None, None, None, None
-
-
-def _by_channel(values: Tensor) -> Tensor:
-    return values[:, None, None]

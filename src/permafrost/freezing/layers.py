@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from permafrost.freezing.functions import LiveRowsConv2d, PartlyFrozenNorm
+from permafrost.freezing.functions import LiveRowsConv2d, PartlyFrozenNorm, compute_dtype
 
 BatchNormFreeze = Literal["full", "affine", "none"]
 BATCH_NORM_FREEZES: tuple[BatchNormFreeze, ...] = ("full", "affine", "none")
@@ -43,7 +43,8 @@ class PartlyFrozenRows(nn.Module):
         """Return all F rows, the live ones in their places."""
         if self.live is None:
             return self.initial
-        return self.initial.index_copy(0, self.live_index, self.live)
+        # A clone keeps the memory format, in which the network computes; index_copy would not.
+        return self.initial.clone().index_copy_(0, self.live_index, self.live)
 
 
 class PartlyFrozenConv2d(nn.Module):
@@ -70,10 +71,14 @@ class PartlyFrozenConv2d(nn.Module):
         (conv,) = self._original
         if conv.padding_mode != "zeros" or conv.groups != 1 or isinstance(conv.padding, str):
             return conv._conv_forward(inputs, weight(), None if bias is None else bias())
+        dtype = compute_dtype(inputs)
+        with torch.no_grad():
+            all_weights = weight().to(dtype)
+            all_biases = None if bias is None else bias().to(dtype)
         result: Tensor = LiveRowsConv2d.apply(
-            inputs,
-            weight().detach(),
-            None if bias is None else bias().detach(),
+            inputs.to(dtype),
+            all_weights,
+            all_biases,
             weight.live,
             None if bias is None else bias.live,
             weight.live_index,

@@ -12,6 +12,7 @@ from permafrost.training.loop import (
     part_of,
 )
 from permafrost.training.optimizers import OptimizerName, build_optimizer
+from permafrost.training.precision import resolve_precision
 
 __all__ = [
     "Batch",
@@ -25,4 +26,5 @@ __all__ = [
     "cross_entropy",
     "fit",
     "part_of",
+    "resolve_precision",
 ]

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from permafrost.data import Batches
 from permafrost.training.optimizers import OptimizerName, build_optimizer
+from permafrost.training.precision import Precision, computing_in
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,8 @@ class TrainingConfig:
         Whether images are flipped at random.
     padding : int
         Zero padding, in pixels, of the random crops; 0 for none.
+    precision : {"float32", "bfloat16"}
+        What the network computes in while it is trained; it is measured in float32.
     """
 
     epochs: int = 10
@@ -93,6 +96,7 @@ class TrainingConfig:
     batch_size: int = 64
     flip: bool = False
     padding: int = 4
+    precision: Precision = "float32"
 
 
 class TrainingDiverged(RuntimeError):
@@ -186,7 +190,7 @@ def fit(
             generator, config.batch_size, flip=config.flip, padding=config.padding
         )
         steps = (Batch(*items, epoch, step) for step, items in enumerate(drawn, start=1))
-        row = _train_epoch(model, steps, optimizer, objective, observer, config.lr)
+        row = _train_epoch(model, steps, optimizer, objective, observer, config)
         state.seconds += time.perf_counter() - began
         model.eval()
         state.history.append({"epoch": epoch} | row | (measure() if measure else {}))
@@ -204,12 +208,13 @@ def _train_epoch(
     optimizer: torch.optim.Optimizer,
     objective: Objective,
     observer: Observer | None,
-    lr: float,
+    config: TrainingConfig,
 ) -> dict[str, float]:
     total_loss, total_correct, count = 0.0, 0, 0
     for batch in steps:
         optimizer.zero_grad(set_to_none=True)
-        loss, logits, labels = objective(model, batch)
+        with computing_in(config.precision, batch.images.device):
+            loss, logits, labels = objective(model, batch)
         loss.backward()  # type: ignore[no-untyped-call]
         if observer:
             observer.before_step()
@@ -220,7 +225,7 @@ def _train_epoch(
         if not math.isfinite(batch_loss):
             raise TrainingDiverged(
                 f"the loss is {batch_loss} at step {batch.step} of epoch {batch.epoch} "
-                f"with train.lr={lr}"
+                f"with train.lr={config.lr}"
             )
         total_loss += batch_loss * len(labels)
         total_correct += int((logits.detach().argmax(1) == labels).sum())
