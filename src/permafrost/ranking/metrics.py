@@ -10,6 +10,7 @@ import importlib
 from collections.abc import Callable
 from typing import Protocol, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -21,9 +22,9 @@ SSIM_SIGMA = 1.5
 SSIM_C1 = 0.01**2
 SSIM_C2 = 0.03**2
 
-# Elements that the temporaries of one chunk may hold: 2**21 float64 numbers are 16 MiB, and larger
-# chunks are not faster.
-_CHUNK_ELEMENTS = 2**21
+# Elements that a temporary of one chunk may hold: 2**17 float64 numbers are 1 MiB, which stays in a
+# core's cache.
+_CHUNK_ELEMENTS = 2**17
 
 
 class MapMetric(Protocol):
@@ -209,18 +210,28 @@ def ssim(filter_maps: Tensor, class_maps: Tensor) -> Tensor:
     height, width = filter_maps.shape[1:]
     side = min(SSIM_WINDOW, height, width)
     side -= 1 - side % 2
-    window = _gaussian_window(side).to(filters.device)
-    rows, columns = height - side + 1, width - side + 1
-    filter_windows = _windows(filters.view(-1, height, width), side)
-    class_windows = _windows(classes.view(-1, height, width), side)
+    # The window is a product of two, down and across: two matrix products take local means.
+    down, across = (_sliding_window(n, side).to(filters.device) for n in (height, width))
 
-    total = filters.new_zeros(len(filters), len(classes))
-    per_position = 4 * (len(filters) + len(classes)) * side**2 + 5 * total.numel()
-    for positions in _chunks(rows * columns, per_position):
-        index = torch.arange(positions.start, positions.stop, device=filters.device)
-        at = (index // columns, index % columns)
-        total += _ssim_sum(filter_windows[at].flatten(2), class_windows[at].flatten(2), window)
-    return (total / (rows * columns)).float()
+    def local_mean(flat: Tensor) -> Tensor:
+        maps = flat.unflatten(-1, (height, width))
+        return (down @ (maps @ across.T)).flatten(-2)
+
+    # E[x^2] - E[x]^2 is safe in float64: the maps lie in 0..1 and C2 is far above its rounding.
+    class_mean = local_mean(classes)
+    class_var = local_mean(classes.square()) - class_mean.square()
+    total = filters.new_empty(len(filters), len(classes))
+    for rows in _chunks(len(filters), classes.numel()):
+        chunk = filters[rows, None]
+        mean = local_mean(chunk)
+        var = local_mean(chunk.square()) - mean.square()
+        means = mean * class_mean
+        covariance = local_mean(chunk * classes).sub_(means)
+        above = means.mul_(2).add_(SSIM_C1).mul_(covariance.mul_(2).add_(SSIM_C2))
+        below = (mean.square() + class_mean.square()).add_(SSIM_C1)
+        below.mul_((var + class_var).add_(SSIM_C2))
+        total[rows] = above.div_(below).mean(-1)
+    return total.float()
 
 
 @map_metric(higher_is_better=True)
@@ -284,8 +295,8 @@ def js(filter_maps: Tensor, class_maps: Tensor) -> Tensor:
     """
     filters, classes = (_distributions(m) for m in _rescaled_pair(filter_maps, class_maps))
     mixed = filters.new_empty(len(filters), len(classes))
-    for rows in _chunks(len(filters), 2 * classes.numel()):
-        mixed[rows] = _entropy((filters[rows, None] + classes) / 2)
+    for rows in _chunks(len(filters), classes.numel()):
+        mixed[rows] = _entropy((filters[rows, None] + classes).div_(2))
     divergence = mixed - (_entropy(filters)[:, None] + _entropy(classes)) / 2
     return divergence.clamp(min=0).float()
 
@@ -429,14 +440,19 @@ def _centred(rows: Tensor) -> Tensor:
 
 def _average_ranks(rows: Tensor) -> Tensor:
     """Ranks (from 1) of each row's values in float64; ties share the mean of their ranks."""
-    ranks = rows.new_empty(rows.shape, dtype=torch.float64)
-    for chunk in _chunks(len(rows), 5 * rows.shape[1]):
-        values = rows[chunk].contiguous()
-        ordered = values.sort(dim=1).values
-        below = torch.searchsorted(ordered, values)
-        up_to = torch.searchsorted(ordered, values, right=True)
-        ranks[chunk] = (below + up_to + 1) / 2
-    return ranks
+    # NumPy's sort uses vector instructions, several times as fast as PyTorch's on a CPU.
+    values = rows.cpu().numpy()
+    order = np.argsort(values, axis=1)
+    ordered = np.take_along_axis(values, order, axis=1)
+    place = np.arange(values.shape[1])
+    starts = np.ones(values.shape, dtype=bool)  # where a run of equal values begins
+    starts[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
+    ends = np.roll(starts, -1, axis=1)
+    first = np.maximum.accumulate(np.where(starts, place, 0), axis=1)
+    last = np.minimum.accumulate(np.where(ends, place, place[-1])[:, ::-1], axis=1)[:, ::-1]
+    ranks = np.empty(values.shape)
+    np.put_along_axis(ranks, order, (first + last) / 2 + 1, axis=1)
+    return torch.from_numpy(ranks).to(rows.device)
 
 
 def _distributions(rows: Tensor) -> Tensor:
@@ -450,35 +466,18 @@ def _entropy(distributions: Tensor) -> Tensor:
     return -torch.xlogy(distributions, distributions).sum(dim=-1)
 
 
-def _gaussian_window(side: int) -> Tensor:
-    """Return a Gaussian window, flattened to (side * side,), that sums to 1."""
+def _sliding_window(length: int, side: int) -> Tensor:
+    """Return (length - side + 1, length): each row a Gaussian of sum 1, one place further."""
     offsets = torch.arange(side, dtype=torch.float64) - side // 2
     weights = torch.exp(-0.5 * (offsets / SSIM_SIGMA) ** 2)
     weights /= weights.sum()
-    return torch.outer(weights, weights).flatten()
-
-
-def _windows(maps: Tensor, side: int) -> Tensor:
-    """View maps (N, H, W) as their windows (rows, columns, N, side, side)."""
-    return maps.permute(1, 2, 0).unfold(0, side, 1).unfold(1, side, 1)
-
-
-def _ssim_sum(filters: Tensor, classes: Tensor, window: Tensor) -> Tensor:
-    """Sum the local SSIM of windows (P, F, K) and (P, C, K) over the P positions: (F, C)."""
-    filter_mean, class_mean = filters @ window, classes @ window
-    filters = filters - filter_mean[..., None]
-    classes = classes - class_mean[..., None]
-    filter_var, class_var = filters.square() @ window, classes.square() @ window
-    covariance = (filters * window) @ classes.mT
-    filter_mean, class_mean = filter_mean[..., None], class_mean[:, None]
-    luminance = (2 * filter_mean * class_mean + SSIM_C1) / (
-        filter_mean.square() + class_mean.square() + SSIM_C1
-    )
-    structure = (2 * covariance + SSIM_C2) / (filter_var[..., None] + class_var[:, None] + SSIM_C2)
-    return (luminance * structure).sum(dim=0)
+    window = torch.zeros(length - side + 1, length, dtype=torch.float64)
+    for place, row in enumerate(window):
+        row[place : place + side] = weights
+    return window
 
 
 def _chunks(length: int, elements_each: int) -> list[slice]:
-    """Cut 0..length into slices whose temporaries stay within the chunk's elements."""
+    """Cut 0..length into slices of which a temporary stays within the chunk's elements."""
     step = max(1, _CHUNK_ELEMENTS // elements_each)
     return [slice(start, min(start + step, length)) for start in range(0, length, step)]
