@@ -335,8 +335,8 @@ def test_training_equals_restoring_the_frozen_rows_after_every_step(make_network
     naive, initial = copy.deepcopy(view), copy.deepcopy(view.state_dict())
     batches = make_batches(5, dtype=torch.float64)
     with frozen_filters(view, masks, mode or "full"):
-        take_steps(view, torch.optim.SGD(view.parameters(), lr=0.1), batches)
-    optimizer = torch.optim.SGD(naive.parameters(), lr=0.1)
+        take_steps(view, OPTIMIZERS["sgd"](view.parameters()), batches)
+    optimizer = OPTIMIZERS["sgd"](naive.parameters())
     for batch in batches:
         take_steps(naive, optimizer, [batch])
         state = naive.state_dict()
@@ -347,6 +347,31 @@ def test_training_equals_restoring_the_frozen_rows_after_every_step(make_network
     for name, value in naive.state_dict().items():
         torch.testing.assert_close(view.state_dict()[name], value, rtol=0, atol=1e-10, msg=name)
     assert not torch.allclose(initial["features.0.weight"], view.state_dict()["features.0.weight"])
+
+
+@pytest.mark.parametrize("batch_norm", [True, False])
+@pytest.mark.parametrize("short", [False, True])
+def test_maps_and_gradients_keep_the_networks_memory_format(make_network, short, batch_norm):
+    """Channels last, which convolutions are fastest in; one layer of another slows all above it."""
+    view = make_network(batch_norm=batch_norm).view("shared", 0, 1).train()
+    masks, seen = half_masks(view), []
+
+    def note(tensor):
+        last = tensor.is_contiguous(memory_format=torch.channels_last)
+        seen.append(last and not tensor.is_contiguous())
+
+    def note_both(_layer, _inputs, output):
+        note(output)
+        output.register_hook(note)
+
+    ((images, labels),) = make_batches(1)
+    with frozen_filters(view, masks):
+        for name in masks:
+            view.get_submodule(name).register_forward_hook(note_both)
+        with torch.autocast("cpu", torch.bfloat16, enabled=short):
+            loss = F.cross_entropy(view(images), labels)
+        loss.backward()
+    assert seen == [True] * 2 * 8
 
 
 @pytest.mark.parametrize("fails", [False, True])

@@ -250,6 +250,17 @@ def test_maps_follow_the_formulas(batch_norm, reading, naive):
 
 
 @pytest.mark.parametrize("reading", ["layer", "channel"])
+def test_small_differences_of_large_values_are_laid_over_the_image(reading):
+    """In float32: 512 channels of about 1000, whose differences of 0.01 are what is rescaled."""
+    generator = torch.Generator().manual_seed(0)
+    values = 1000 + 0.01 * torch.rand(2, 512, 5, 6, generator=generator)
+    size = torch.Size((5, 6))
+    expected = fullgrad_module._overlay(values.double(), size, reading)
+    found = fullgrad_module._overlay(values.clone(), size, reading)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("reading", ["layer", "channel"])
 @pytest.mark.parametrize("name", MODELS)
 def test_batched_equals_one_at_a_time(name, reading):
     model, (images, targets) = MODELS[name]().double().train(), some_images()

@@ -19,7 +19,9 @@ _SMALL_MAP = 16
 def compute_dtype(inputs: Tensor) -> torch.dtype:
     """Return the type that a convolution of these inputs computes in: autocast's, or theirs."""
     device = inputs.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else inputs.dtype
+    if inputs.dtype == torch.float64 or not torch.is_autocast_enabled(device):
+        return inputs.dtype
+    return torch.get_autocast_dtype(device)
 
 
 class LiveRowsConv2d(torch.autograd.Function):
@@ -82,8 +84,6 @@ class LiveRowsConv2d(torch.autograd.Function):
             else:
                 rows = weight[: len(live_index)]  # only their shape is read
                 _, to_weight, to_bias = transpose(live, rows, [False, True, ctx.has_bias])
-            to_weight = to_weight.to(live_weight.dtype)
-            to_bias = None if to_bias is None else to_bias.to(live_weight.dtype)
         return to_inputs, None, None, to_weight, to_bias, None, None
 
 

@@ -75,7 +75,8 @@ def distillation(logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:
         T > 0; logits are divided by it.
     """
     targets = (teacher / temperature).softmax(dim=-1)
-    answers = (logits / temperature).log_softmax(dim=-1)
+    # In the teacher's type: autocast leaves short logits short here.
+    answers = (logits.to(teacher.dtype) / temperature).log_softmax(dim=-1)
     return -(targets * answers).sum(dim=(1, 2)).mean()
 
 
