@@ -190,7 +190,7 @@ def fit(
             generator, config.batch_size, flip=config.flip, padding=config.padding
         )
         steps = (Batch(*items, epoch, step) for step, items in enumerate(drawn, start=1))
-        row = _train_epoch(model, steps, optimizer, objective, observer, config)
+        row = train_epoch(model, steps, optimizer, objective, observer, config)
         state.seconds += time.perf_counter() - began
         model.eval()
         state.history.append({"epoch": epoch} | row | (measure() if measure else {}))
@@ -202,7 +202,7 @@ def fit(
     return state.history
 
 
-def _train_epoch(
+def train_epoch(
     model: nn.Module,
     steps: Iterable[Batch],
     optimizer: torch.optim.Optimizer,
@@ -210,6 +210,31 @@ def _train_epoch(
     observer: Observer | None,
     config: TrainingConfig,
 ) -> dict[str, float]:
+    """Take the steps of one epoch.
+
+    Parameters
+    ----------
+    model : nn.Module
+        In training mode.
+    steps : iterable of Batch
+        The epoch's batches.
+    optimizer : torch.optim.Optimizer
+        Moves the weights.
+    objective, observer
+        As in :func:`fit`.
+    config : TrainingConfig
+        Its precision, and its learning rate for messages.
+
+    Returns
+    -------
+    dict of str to float
+        ``train_loss`` and ``train_accuracy``, means over the images.
+
+    Raises
+    ------
+    TrainingDiverged
+        If the loss is not finite.
+    """
     total_loss, total_correct, count = 0.0, 0, 0
     for batch in steps:
         optimizer.zero_grad(set_to_none=True)
