@@ -80,25 +80,42 @@ class Result:
         }
 
 
-def measure(jobs: list[Job], rounds: int) -> list[Result]:
-    """Time every job in turn, ``rounds`` times, after one round that does not count."""
+def measure(jobs: list[Job], rounds: int, least: float = 0.4) -> list[Result]:
+    """Time every job in turn, ``rounds`` times.
+
+    Parameters
+    ----------
+    jobs
+        What to time.
+    rounds
+        How often; one more, which does not count, comes first.
+    least
+        Seconds: a call that takes less is repeated, as often in each round.
+    """
     times: dict[str, tuple[list[float], list[float]]] = {job.name: ([], []) for job in jobs}
+    calls: dict[tuple[str, bool], int] = {}
     for round_ in range(rounds + 1):
         for job in jobs:
             ours, theirs = times[job.name]
             # Whoever is first finds a colder cache: they take turns.
-            order = [(job.ours, job.units, ours), (job.theirs, job.their_units, theirs)]
-            for work, units, into in order[:: -1 if round_ % 2 else 1]:
-                if work is not None:
-                    taken = _seconds(work)
-                    into += [1000 * taken / units] if round_ else []
+            sides = [(job.ours, job.units, ours), (job.theirs, job.their_units, theirs)]
+            for work, units, into in sides[:: -1 if round_ % 2 else 1]:
+                if work is None:
+                    continue
+                side = (job.name, into is ours)
+                taken = _seconds(work, calls.setdefault(side, 1))
+                if round_:
+                    into.append(1000 * taken / units)
+                else:
+                    calls[side] = max(1, round(least / taken))
     return [Result(job, *times[job.name]) for job in jobs]
 
 
-def peaks(device: torch.device, repeats: int = 10) -> dict[str, float]:
+def peaks(device: torch.device, repeats: int = 40) -> dict[str, float]:
     """Measure the most operations per second, by precision.
 
-    The better of a matrix product and a convolution, whose libraries differ: both well shaped.
+    The better of a matrix product and a convolution, whose libraries differ: both well shaped. A
+    machine that others use too is measured best in several moments.
     """
     found = {}
     for precision in ("float32", "bfloat16"):
@@ -150,11 +167,12 @@ def _round(value: float) -> float:
     return float(f"{value:.3g}")
 
 
-def _seconds(work: Work) -> float:
+def _seconds(work: Work, calls: int = 1) -> float:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     began = time.perf_counter()
-    work()
+    for _ in range(calls):
+        work()
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-    return time.perf_counter() - began
+    return (time.perf_counter() - began) / calls

@@ -78,7 +78,7 @@ def test_metrics_pair_by_pair():
 def test_rows_hold_ratios_and_floors(tmp_path):
     calls = []
     done = measure.measure(
-        [measure.Job("a", lambda: calls.append("ours"), lambda: calls.append("theirs"))], 3
+        [measure.Job("a", lambda: calls.append("ours"), lambda: calls.append("theirs"))], 3, least=0
     )
     assert calls == ["ours", "theirs", "theirs", "ours"] * 2  # they take turns; one round to warm
     assert [len(done[0].ours), len(done[0].theirs)] == [3, 3]
