@@ -7,6 +7,7 @@ of a sum's last bits does not decide between filters that are equal.
 """
 
 import importlib
+import math
 from collections.abc import Callable
 from typing import Protocol, cast
 
@@ -22,9 +23,9 @@ SSIM_SIGMA = 1.5
 SSIM_C1 = 0.01**2
 SSIM_C2 = 0.03**2
 
-# Elements that a temporary of one chunk may hold: 2**17 float64 numbers are 1 MiB, which stays in a
-# core's cache.
-_CHUNK_ELEMENTS = 2**17
+# Elements that a temporary of one chunk may hold: 2**18 float64 numbers are 2 MiB, which stay in the
+# cores' caches.
+_CHUNK_ELEMENTS = 2**18
 
 
 class MapMetric(Protocol):
@@ -173,7 +174,7 @@ def spearman(filter_maps: Tensor, class_maps: Tensor) -> Tensor:
     """
     _check_maps(filter_maps, class_maps)
     filters, classes = (_average_ranks(maps.flatten(1)) for maps in (filter_maps, class_maps))
-    return _correlation(_rescale(filters), _rescale(classes))
+    return _correlation(filters, classes)
 
 
 @map_metric(higher_is_better=True)
@@ -296,7 +297,10 @@ def js(filter_maps: Tensor, class_maps: Tensor) -> Tensor:
     filters, classes = (_distributions(m) for m in _rescaled_pair(filter_maps, class_maps))
     mixed = filters.new_empty(len(filters), len(classes))
     for rows in _chunks(len(filters), classes.numel()):
-        mixed[rows] = _entropy((filters[rows, None] + classes).div_(2))
+        doubled = filters[rows, None] + classes
+        # H(d / 2) = ln 2 - sum(d ln d) / 2, since d sums to 2; 0 ln 0 is 0.
+        logs = doubled.clamp(min=torch.finfo(doubled.dtype).tiny).log_()
+        mixed[rows] = math.log(2) - logs.mul_(doubled).sum(dim=-1) / 2
     divergence = mixed - (_entropy(filters)[:, None] + _entropy(classes)) / 2
     return divergence.clamp(min=0).float()
 
@@ -444,15 +448,23 @@ def _average_ranks(rows: Tensor) -> Tensor:
     values = rows.cpu().numpy()
     order = np.argsort(values, axis=1)
     ordered = np.take_along_axis(values, order, axis=1)
-    place = np.arange(values.shape[1])
     starts = np.ones(values.shape, dtype=bool)  # where a run of equal values begins
     starts[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
+    in_order = np.tile(np.arange(1.0, values.shape[1] + 1), (len(values), 1))
+    tied = ~starts.all(axis=1)
+    in_order[tied] = _shared_ranks(starts[tied])
+    ranks = np.empty(values.shape)
+    np.put_along_axis(ranks, order, in_order, axis=1)
+    return torch.from_numpy(ranks).to(rows.device)
+
+
+def _shared_ranks(starts: np.ndarray) -> np.ndarray:
+    """Return the ranks of ordered values, given where each run of equal ones begins."""
+    place = np.arange(starts.shape[1])
     ends = np.roll(starts, -1, axis=1)
     first = np.maximum.accumulate(np.where(starts, place, 0), axis=1)
     last = np.minimum.accumulate(np.where(ends, place, place[-1])[:, ::-1], axis=1)[:, ::-1]
-    ranks = np.empty(values.shape)
-    np.put_along_axis(ranks, order, (first + last) / 2 + 1, axis=1)
-    return torch.from_numpy(ranks).to(rows.device)
+    return (first + last) / 2 + 1
 
 
 def _distributions(rows: Tensor) -> Tensor:
