@@ -64,7 +64,6 @@ def test_filters_one_by_one(small):
 
 
 def test_metrics_pair_by_pair():
-    pytest.importorskip("torchmetrics")
     generator = torch.Generator().manual_seed(0)
     filters, classes = torch.rand(2, 3, 32, 32, generator=generator, dtype=torch.float64)
     for name, metric in plain.pair_metrics().items():

@@ -23,8 +23,8 @@ SSIM_SIGMA = 1.5
 SSIM_C1 = 0.01**2
 SSIM_C2 = 0.03**2
 
-# Elements that a temporary of one chunk may hold: 2**18 float64 numbers are 2 MiB, which stay in the
-# cores' caches.
+# Elements that a temporary of one chunk may hold: 2**18 float64 numbers are 2 MiB, which stay in
+# the cores' caches.
 _CHUNK_ELEMENTS = 2**18
 
 
