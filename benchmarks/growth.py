@@ -10,7 +10,6 @@ import torch
 
 from benchmarks import jobs
 from permafrost.explain import conv_layers, start_image, visualize_filters
-from permafrost.ranking import METRICS, evaluate_metric
 
 WIDTHS, SIZES, CLASSES = (0.25, 0.5, 1.0), (32, 64, 128), (10, 20, 50)
 FILTERS = 8  # of each layer are visualised, for one step
@@ -71,11 +70,7 @@ def _ranking(width: float, size: float, classes: int) -> float:
     ]
     class_maps = torch.rand(classes, side, side, generator=generator)
 
-    def rank() -> None:
-        for metric, filter_maps in itertools.product(METRICS.values(), maps):
-            evaluate_metric(metric, filter_maps, class_maps)
-
-    return _milliseconds(rank)
+    return _milliseconds(lambda: jobs.rank(maps, class_maps))
 
 
 def _milliseconds(work: Callable[[], object], rounds: int = 5) -> float:

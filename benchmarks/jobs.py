@@ -197,6 +197,13 @@ def _visualize_operations(model: nn.Module, name: str, start: Tensor) -> float:
     return total
 
 
+def rank(layers: list[Tensor], classes: Tensor) -> None:
+    """Score every filter of every layer by all metrics."""
+    for metric in METRICS.values():
+        for maps in layers:
+            evaluate_metric(metric, maps, classes)
+
+
 def rank_job() -> Job:
     """Return all metrics of all filters and classes, against a loop over pairs."""
     generator = torch.Generator().manual_seed(0)
@@ -204,11 +211,6 @@ def rank_job() -> Job:
     layers = [torch.rand(width, SIZE, SIZE, generator=generator) for width in widths]
     classes = torch.rand(CLASSES, SIZE, SIZE, generator=generator)
     pairwise = plain.pair_metrics()
-
-    def run_ours() -> None:
-        for metric in METRICS.values():
-            for maps in layers:
-                evaluate_metric(metric, maps, classes)
 
     def run_theirs() -> None:
         for metric in pairwise.values():
@@ -218,7 +220,7 @@ def rank_job() -> Job:
     everything = sum(widths) * CLASSES
     return Job(
         f"rank all filters ({len(METRICS)} metrics, {everything} pairs)",
-        run_ours,
+        lambda: rank(layers, classes),
         run_theirs,
         their_units=_PAIRS / everything,
         target="100x",
