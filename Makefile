@@ -2,7 +2,7 @@
 # that is installed, or else by one that pip puts into .venv.
 
 .DEFAULT_GOAL := help
-.PHONY: help repro test bench ui lint clean
+.PHONY: help repro test torture bench ui lint clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -31,6 +31,9 @@ repro: $(READY) ## run the whole experiment and print its tables
 
 test: $(READY) ## run the tests
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+torture: $(READY) ## the long form of the fault tests: a table and metrics/torture.json
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -n 2 tests/faults --torture
 
 bench: $(READY) ## measure the jobs beside plain code: a table and benchmarks/latest.json
 	@PATH="$$PATH:$(CURDIR)/$(BIN)" uv sync --quiet --locked --inexact --group bench --python $(BIN)/python

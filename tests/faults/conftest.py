@@ -1,0 +1,86 @@
+"""What the fault tests share: a short form in every test run, a long form by `make torture`.
+
+Each test counts its trials in a tally; the long form writes all tallies to metrics/torture.json.
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import pytest
+
+REPORT = Path(__file__).parents[2] / "metrics" / "torture.json"
+
+
+@dataclass
+class Tally:
+    """How often a fault was tried and survived."""
+
+    fault: str
+    tried: int = 0
+    survived: int = 0
+    epochs_lost: int = 0  # the most that one trial had to train again
+    failures: list[str] = field(default_factory=list)
+
+    @contextmanager
+    def trial(self, what: object) -> Iterator[None]:
+        """Count a trial; one that fails does not keep the others from running."""
+        self.tried += 1
+        try:
+            yield
+        except Exception as error:
+            self.failures.append(f"{what}: {type(error).__name__}: {error}")
+        else:
+            self.survived += 1
+
+    def lost(self, epochs: int) -> None:
+        """Note how many epochs a trial had to train again."""
+        self.epochs_lost = max(self.epochs_lost, epochs)
+
+
+@pytest.fixture
+def tally(request: pytest.FixtureRequest) -> Callable[[str], "contextmanager[Tally]"]:
+    """Return a context that counts trials, and fails at its end if one was not survived."""
+
+    @contextmanager
+    def count(fault: str) -> Iterator[Tally]:
+        tally = Tally(fault)
+        yield tally
+        row = asdict(tally)
+        failures = row.pop("failures")
+        request.node.user_properties.append(("tally", row))
+        assert tally.tried, f"{fault}: nothing was tried"
+        assert not failures, "\n".join([f"{fault}: {len(failures)} of {tally.tried}:", *failures])
+
+    return count
+
+
+@pytest.fixture
+def rounds(request: pytest.FixtureRequest) -> Callable[[int, int], int]:
+    """Return a choice between the rounds of the short and of the long form."""
+    long = request.config.getoption("--torture", default=False)
+    return lambda short_form, long_form: long_form if long else short_form
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the long form."""
+    parser.addoption("--torture", action="store_true", help="the long form of the fault tests")
+
+
+def pytest_terminal_summary(terminalreporter, config) -> None:
+    """Print the tallies of all tests; the long form writes them too."""
+    reports = [r for group in ("passed", "failed") for r in terminalreporter.getreports(group)]
+    rows = [row for r in reports for name, row in r.user_properties if name == "tally"]
+    if not config.getoption("--torture", default=False):
+        return
+    rows.sort(key=lambda row: row["fault"])
+    terminalreporter.write_sep("=", "faults")
+    width = max((len(row["fault"]) for row in rows), default=0)
+    terminalreporter.write_line(f"{'fault':{width}}  tried  survived  epochs lost")
+    for row in rows:
+        counts = f"{row['tried']:5}  {row['survived']:8}  {row['epochs_lost']:11}"
+        terminalreporter.write_line(f"{row['fault']:{width}}  {counts}")
+    REPORT.parent.mkdir(exist_ok=True)
+    REPORT.write_text(json.dumps(rows, indent=1) + "\n")
