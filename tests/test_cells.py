@@ -11,7 +11,7 @@ import torch
 
 import permafrost
 from permafrost import cells, experiment
-from permafrost.artifacts import file_digest, load_tensors, save_json, save_tasks, save_tensors
+from permafrost.artifacts import file_digest, load_tensors, save_record, save_tasks, save_tensors
 from permafrost.cells import CellRequest, Outcome, code_digest, machine, run_record
 from permafrost.errors import InputError
 from permafrost.evaluation import Accuracy
@@ -189,31 +189,41 @@ def test_fresh_ignores_a_checkpoint_too(store, monkeypatch):
 
 @pytest.mark.parametrize("file", ["model_path", "kept_path"])
 @pytest.mark.parametrize("damage", ["truncated", "altered", "missing"])
-def test_damaged_weights_are_refused_by_name(store, damage, file):
-    store.obtain(REQUEST, trivial)
+def test_damaged_weights_are_named_and_made_again(store, capsys, damage, file):
+    record = store.obtain(REQUEST, trivial)
     path = getattr(store, file)(REQUEST.key)
-    content = bytearray(path.read_bytes())
+    whole = path.read_bytes()
+    content = bytearray(whole)
     if damage == "missing":
         path.unlink()
     else:
         content[-1] ^= 1
         path.write_bytes(content[:-1] if damage == "truncated" else content)
-    with pytest.raises(InputError, match=str(path)) as caught:
-        store.obtain(REQUEST, never)
-    assert "not what was written" in str(caught.value)
-
-
-def test_a_damaged_record_and_a_damaged_checkpoint_are_refused_by_name(store):
-    store.obtain(REQUEST, trivial)
-    path = store.folder / REQUEST.key / "cell.json"
-    path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(InputError, match=str(path)):
-        store.obtain(REQUEST, never)
-    path.unlink()
-    checkpoint = path.with_name("checkpoint.safetensors")
+        store.load(REQUEST.key)
+    assert store.obtain(REQUEST, trivial) == record
+    assert f"{path}: is not what was written; it is made again" in capsys.readouterr().err
+    assert path.read_bytes() == whole
+    assert store.obtain(REQUEST, never) == record
+
+
+@pytest.mark.parametrize("content", [b"", b"[1]", b'{"record": {}, "sha256": {}, "seconds": 0}'])
+def test_a_damaged_record_is_named_and_made_again(store, capsys, content):
+    record = store.obtain(REQUEST, trivial)
+    path = store.folder / REQUEST.key / "cell.json"
+    path.write_bytes(content)
+    assert store.obtain(REQUEST, trivial) == record
+    assert str(path) in capsys.readouterr().err
+
+
+def test_a_damaged_checkpoint_is_named_and_the_training_begins_anew(store, capsys):
+    checkpoint = store.folder / REQUEST.key / "checkpoint.safetensors"
+    checkpoint.parent.mkdir(parents=True)
     checkpoint.write_bytes(b"nothing")
-    with pytest.raises(InputError, match=str(checkpoint)):
-        store.obtain(REQUEST, never)
+    given = []
+    store.obtain(REQUEST, lambda progress, on_epoch: (given.append(progress), trivial(0, 0))[1])
+    assert given == [None]
+    assert str(checkpoint) in capsys.readouterr().err
 
 
 def test_a_cell_without_its_record_is_not_whole(store):
@@ -894,7 +904,7 @@ def test_the_variant_is_one_of_the_sweeps_cells(tmp_path, monkeypatch, make_sequ
         name: {"filters": len(mask), "frozen": mask.nonzero().flatten().tolist()}
         for name, mask in frozen_masks(orders, 0.5).items()
     }
-    save_json(Path("models/freeze/0.json"), {"metric": "mse", "pct": 0.5, "layers": layers})
+    save_record(Path("models/freeze/0.json"), {"metric": "mse", "pct": 0.5, "layers": layers})
     save_tasks(Path("data/tasks/0.safetensors"), make_sequence())
     save_tensors(Path("models/train_first/0.safetensors"), new_network(params, 0).state_dict())
     spec, masks = variant_spec(params, 0), read_masks(0, params)

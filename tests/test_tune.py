@@ -10,7 +10,7 @@ import pytest
 import torch
 from ruamel.yaml import YAML
 
-from permafrost.artifacts import load_json, load_tasks, save_tasks
+from permafrost.artifacts import load_record, load_tasks, save_tasks
 from permafrost.data import LabeledImages, Task
 from permafrost.stages import (
     cell_pool,
@@ -58,7 +58,7 @@ def _project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 def choices() -> dict[str, Any]:
     cell_pool._inputs.cache_clear()  # as in a process of its own
     tune.run()
-    methods = load_json(Path("metrics/tune.json"))["heads"]["shared"]
+    methods = load_record(Path("metrics/tune.json"))["heads"]["shared"]
     for choice in methods.values():  # keys depend on the file of images, whatever part of it
         for trial in choice["trials"]:
             del trial["key"]

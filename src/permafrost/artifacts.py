@@ -1,10 +1,11 @@
 """The formats on disk: safetensors and JSON, written whole or not at all, checked when read."""
 
+import fcntl
 import hashlib
 import json
 import os
-import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,23 +21,64 @@ _PARTS = ("train", "validation", "test")
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that it is there whole or not at all, through a crash too."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    """Write a file so that it is there whole or not at all, through a crash too.
+
+    Raises
+    ------
+    OSError
+        With the file's name, if it cannot be written: a full disk, a read-only folder.
+    """
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _part(path) as (part, descriptor):
+            try:
+                _write_all(descriptor, content)
+                os.chmod(part, 0o644)
+                os.replace(part, path)
+            except BaseException:
+                part.unlink(missing_ok=True)
+                raise
+    except OSError as error:
+        error.filename = str(path)  # a full disk is told without a name
         raise
 
 
+@contextmanager
+def _part(path: Path) -> Iterator[tuple[Path, int]]:
+    """Open the file beside `path` that is written first, for one writer at a time.
+
+    Its name is always the same, so that the next writer takes over what a killed one has left.
+    """
+    part = path.with_name(f".{path.name}.part")
+    while True:
+        descriptor = os.open(part, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            if _is_open_at(part, descriptor):
+                yield part, descriptor
+                return
+        finally:
+            os.close(descriptor)
+
+
+def _is_open_at(path: Path, descriptor: int) -> bool:
+    """Return whether this is still the file at `path`: another writer may have renamed it."""
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
+
+
+def _write_all(descriptor: int, content: bytes) -> None:
+    os.ftruncate(descriptor, 0)
+    with os.fdopen(os.dup(descriptor), "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
 def save_json(path: Path, value: Any) -> None:
-    """Write JSON with sorted keys; NaN and infinity are refused."""
+    """Write JSON that others read, with sorted keys; NaN and infinity are refused."""
     text = json.dumps(value, indent=1, sort_keys=True, allow_nan=False)
     write_atomically(path, (text + "\n").encode())
 
@@ -57,7 +99,49 @@ def load_json(path: Path) -> Any:
         raise InputError(f"{path}: is no valid JSON; {_REBUILD}") from None
 
 
-_REBUILD = "it is damaged: delete it and run `dvc repro` again"
+_REBUILD = "it is damaged: delete it by `permafrost doctor --repair`, then run `dvc repro`"
+
+Record = dict[str, Any] | list[dict[str, Any]]
+
+
+def save_record(path: Path, record: Record) -> None:
+    """Write results that are read again: JSON in which every row carries its own checksum.
+
+    Parameters
+    ----------
+    path : Path
+        Where to.
+    record : dict or list of dict
+        A row, or several.
+    """
+    rows = record if isinstance(record, list) else [record]
+    # In a list, which DVC's tables of metrics leave out.
+    sealed = [row | {_CHECKSUM: [_checksum(row)]} for row in rows]
+    save_json(path, sealed if isinstance(record, list) else sealed[0])
+
+
+def load_record(path: Path) -> Any:
+    """Read what :func:`save_record` wrote.
+
+    Raises
+    ------
+    InputError
+        If the file is missing or a row is not what was written.
+    """
+    sealed = load_json(path)
+    rows = sealed if isinstance(sealed, list) else [sealed]
+    for row in rows:
+        whole = isinstance(row, dict) and row.pop(_CHECKSUM, None) == [_checksum(row)]
+        require(whole, path, "is not what was written")
+    return sealed
+
+
+_HEADER, _CHECKSUM = "permafrost", "checksum"
+
+
+def _checksum(row: Any) -> str:
+    text = json.dumps(row, sort_keys=True, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], about: Any = None) -> None:
@@ -72,10 +156,19 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], about: Any = None) -
     about : object, optional
         Anything JSON can hold, kept in the header.
     """
-    header = {"about": json.dumps(about, sort_keys=True)}
     dense = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    content = serialise(dense, metadata=header)
-    write_atomically(path, content)
+    header = {"about": about, _CHECKSUM: _tensors_checksum(dense, about)}
+    # One entry: safetensors writes several in a random order.
+    metadata = {_HEADER: json.dumps(header, sort_keys=True)}
+    write_atomically(path, serialise(dense, metadata=metadata))
+
+
+def _tensors_checksum(tensors: Mapping[str, Tensor], about: Any) -> str:
+    digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"\0{name} {tensor.dtype} {list(tensor.shape)}\0".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], Any]:
@@ -84,12 +177,16 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], Any]:
     Raises
     ------
     InputError
-        If the file is missing, cut short or no safetensors file.
+        If the file is missing or not what was written.
     """
     try:
         with safe_open(path, framework="pt") as file:
-            about = json.loads((file.metadata() or {}).get("about", "null"))
-            return {name: file.get_tensor(name) for name in file.keys()}, about  # noqa: SIM118
+            header = json.loads((file.metadata() or {}).get(_HEADER, "{}"))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        about = header.get("about")
+        whole = header.get(_CHECKSUM) == _tensors_checksum(tensors, about)
+        require(whole, path, "is not what was written")
+        return tensors, about
     except FileNotFoundError:
         raise InputError(f"{path}: not found; run the stage that writes it (dvc repro)") from None
     except (SafetensorError, ValueError, OSError) as error:

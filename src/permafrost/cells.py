@@ -9,11 +9,12 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from filelock import FileLock, Timeout
@@ -22,12 +23,13 @@ from torch import Tensor
 import permafrost
 from permafrost.artifacts import (
     file_digest,
-    load_json,
+    load_record,
     load_tensors,
     require,
-    save_json,
+    save_record,
     save_tensors,
 )
+from permafrost.errors import InputError
 from permafrost.evaluation import Accuracy
 from permafrost.strategies import Progress
 from permafrost.tracking import CELLS, FIRST_TASKS, TRIALS, LiveRun, RunRecord, Tracker
@@ -51,6 +53,7 @@ _MODEL, _KEPT = "model.safetensors", "kept.safetensors"
 _EXPERIMENTS = {"cell": CELLS, "trial": TRIALS, "first_task": FIRST_TASKS}
 
 OnEpoch = Callable[[Progress], None]
+Loaded = TypeVar("Loaded")
 
 
 @dataclass(frozen=True)
@@ -156,12 +159,23 @@ class CellStore:
             ``key``, ``kind``, ``name``, ``params`` and the results.
         """
         key = request.key
-        with self._lock(key):
-            fresh = bool(os.environ.get("PERMAFROST_FRESH"))
-            if not fresh and (stored := self.load(key)) is not None:
+        with self._lock_or_wait(key, request.name):
+            if os.environ.get("PERMAFROST_FRESH"):
+                return self._train(request, key, train, None, on_epoch)
+            stored = self._unless_damaged(self.load, key)
+            if stored is not None:
                 return stored
-            progress = None if fresh else self._load_checkpoint(key)
+            progress = self._unless_damaged(self._load_checkpoint, key)
             return self._train(request, key, train, progress, on_epoch)
+
+    def _unless_damaged(self, load: Callable[[str], Loaded | None], key: str) -> Loaded | None:
+        """Load something of a cell; one that is damaged is told and deleted, to be made again."""
+        try:
+            return load(key)
+        except InputError as error:
+            print(f"{error.args[0].split(';')[0]}; it is made again", file=sys.stderr)
+            shutil.rmtree(self.folder / key)
+            return None
 
     def _train(
         self,
@@ -199,11 +213,10 @@ class CellStore:
         folder = self.folder / key
         if not (folder / _RESULT).exists():
             return None
-        result = load_json(folder / _RESULT)
+        result = load_record(folder / _RESULT)
         for file, digest in result["sha256"].items():
             path = folder / file
-            whole = path.exists() and file_digest(path) == digest
-            require(whole, path, "is not what was written")
+            require(path.exists() and file_digest(path) == digest, path, "is not what was written")
         record: dict[str, Any] = result["record"]
         return record
 
@@ -218,12 +231,12 @@ class CellStore:
     def records(self) -> list[dict[str, Any]]:
         """Return the records of all whole cells, by key."""
         paths = sorted(self.folder.glob(f"*/{_RESULT}"))
-        return [load_json(path)["record"] for path in paths]
+        return [load_record(path)["record"] for path in paths]
 
     def seconds(self, key: str) -> float | None:
         """Return how long the epochs of a cell's training took; None if it is not stored."""
         path = self.folder / key / _RESULT
-        return float(load_json(path)["seconds"]) if path.exists() else None
+        return float(load_record(path)["seconds"]) if path.exists() else None
 
     def is_active(self, key: str) -> bool:
         """Return whether a process is training the cell now."""
@@ -253,6 +266,17 @@ class CellStore:
         return sorted(path.name for path in self.folder.glob("*") if path.is_dir())
 
     @contextmanager
+    def _lock_or_wait(self, key: str, name: str) -> Iterator[None]:
+        """Lock a cell; say so if another process is at it."""
+        with ExitStack() as held:
+            try:
+                held.enter_context(self._lock(key, timeout=0))
+            except Timeout:
+                print(f"{name}: another process trains it; waiting for that", file=sys.stderr)
+                held.enter_context(self._lock(key))
+            yield
+
+    @contextmanager
     def _lock(self, key: str, timeout: float = -1) -> Iterator[None]:
         locks = self.root / ".permafrost" / "locks"
         locks.mkdir(parents=True, exist_ok=True)
@@ -266,7 +290,7 @@ class CellStore:
         save_tensors(folder / _KEPT, outcome.kept)
         digests = {file: file_digest(folder / file) for file in (_MODEL, _KEPT)}
         # Written last: a cell is whole if and only if this file exists.
-        save_json(
+        save_record(
             folder / _RESULT,
             {"record": record, "sha256": digests, "seconds": round(outcome.seconds, 3)},
         )

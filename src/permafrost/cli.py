@@ -1,5 +1,6 @@
 """The command line: parses, calls, prints."""
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,7 +18,21 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-Seed = Annotated[int, typer.Option(help="Which of the seeds.")]
+
+def _seed_of_stage(name: str) -> int:
+    """Return the seed of a stage such as ``rank@0``, or of an option's ``0``."""
+    try:
+        return int(name.rpartition("@")[2])
+    except ValueError:
+        raise typer.BadParameter(
+            f"{name!r} is no whole number; allowed: one of the seeds"
+        ) from None
+
+
+# DVC tells a stage its name, and dvc.yaml builds no shell command from parameters.
+Seed = Annotated[
+    int, typer.Option(parser=_seed_of_stage, envvar="DVC_STAGE", help="Which of the seeds.")
+]
 
 _SEED_STAGES = {
     "split": "Divide the data set's classes among tasks.",
@@ -39,12 +54,24 @@ _STAGES = {
 
 @contextmanager
 def _clear_errors() -> Iterator[None]:
-    """Turn an InputError into one line and exit code 2."""
+    """Turn what is no fault of the program into one line and an exit code."""
+    from permafrost.processes import stop_on_sigterm, stop_with_parent
+
+    stop_on_sigterm()
+    if "DVC_STAGE" in os.environ:
+        stop_with_parent()
     try:
         yield
     except InputError as error:
         typer.echo(f"permafrost: {error}", err=True)
         raise typer.Exit(2) from None
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        typer.echo(f"permafrost: {where}{error.strerror or error}", err=True)
+        raise typer.Exit(2) from None
+    except KeyboardInterrupt:
+        typer.echo("permafrost: stopped; what is done so far is kept", err=True)
+        raise typer.Exit(130) from None
 
 
 def _seed_stage(name: str) -> Callable[..., None]:

@@ -5,7 +5,7 @@ import subprocess
 import sys
 from typing import Any
 
-from permafrost.artifacts import load_json
+from permafrost.artifacts import load_record
 from permafrost.cells import CellStore, run_record
 from permafrost.errors import InputError
 from permafrost.stages.workspace import (
@@ -42,10 +42,10 @@ def unused_cells() -> list[str]:
     used: set[str] = set()
     for path in [SWEEP, *FIRST_RECORDS.glob("*.json"), *SECOND_RECORDS.glob("*.json")]:
         if path.exists():
-            rows: Any = load_json(path)
+            rows: Any = load_record(path)
             used |= {row["key"] for row in (rows if isinstance(rows, list) else [rows])}
     if TUNE.exists():
-        for methods in load_json(TUNE)["heads"].values():
+        for methods in load_record(TUNE)["heads"].values():
             used |= {trial["key"] for choice in methods.values() for trial in choice["trials"]}
     return [key for key in store.stored_keys() if key not in used]
 

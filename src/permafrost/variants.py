@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from permafrost.artifacts import load_json, save_json
+from permafrost.artifacts import load_record, save_record
 from permafrost.cells import CellStore
 from permafrost.params import Params
 from permafrost.tracking import VARIANTS, RunRecord
@@ -46,7 +46,7 @@ def store_variant(
         "params": {**shown, "seed": params.seeds, "profile": params.profile},
         "summary": summary,
     }
-    save_json(_folder(store, key) / _RECORD, record)
+    save_record(_folder(store, key) / _RECORD, record)
     store.tracker.write(_run_record(_folder(store, key)))
 
 
@@ -82,7 +82,7 @@ def _folder(store: CellStore, key: str) -> Path:
 
 
 def _run_record(folder: Path) -> RunRecord:
-    record = load_json(folder / _RECORD)
+    record = load_record(folder / _RECORD)
     pictures = folder / _PICTURES
     metrics = {}
     for name, value in record["summary"].items():

@@ -1,16 +1,21 @@
 """Train many cells, one after the other or in several processes."""
 
 import multiprocessing
+import os
+import signal
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from functools import lru_cache
 from typing import Any
 
 from permafrost.artifacts import file_digest, load_tasks, load_tensors
 from permafrost.cells import CellStore
+from permafrost.errors import InputError
 from permafrost.experiment import CellInputs, frozen_masks, train_cell
 from permafrost.params import Params
 from permafrost.plan import CellSpec
+from permafrost.processes import stop_all, stop_on_sigterm, stop_with_parent
 from permafrost.stages.workspace import (
     FIRST,
     KNOWLEDGE,
@@ -74,12 +79,22 @@ def _records(
     # The database is made before several processes write into it.
     workspace.store.tracker.prepare()
     context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker) as pool:
         # The longest first, so that no worker is left alone with one at the end.
         longest = sorted(specs, key=lambda spec: -spec.hyperparameters.get("passes", 0))
         futures = {pool.submit(_obtain_in_worker, s, on_validation): s for s in longest}
-        for future in as_completed(futures):
-            yield futures[future], future.result()
+        try:
+            for future in as_completed(futures):
+                yield futures[future], future.result()
+        except BrokenProcessPool:
+            raise InputError(
+                "sweep.workers: one was killed, perhaps for want of memory; `dvc repro` goes on "
+                "after the last epoch, or set fewer workers"
+            ) from None
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            stop_all(multiprocessing.active_children())
+            raise
 
 
 def _obtain(workspace: Workspace, spec: CellSpec, on_validation: bool) -> dict[str, Any]:
@@ -108,5 +123,19 @@ def _worker_workspace() -> Workspace:
     return Workspace(params, prepare_device(params), CellStore(project_root()))
 
 
+def _start_worker() -> None:
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # Ctrl-C reaches the parent, which stops its workers
+    stop_with_parent()
+
+
 def _obtain_in_worker(spec: CellSpec, on_validation: bool) -> dict[str, Any]:
-    return _obtain(_worker_workspace(), spec, on_validation)
+    before = signal.getsignal(signal.SIGTERM)
+    stop_on_sigterm()
+    try:
+        return _obtain(_worker_workspace(), spec, on_validation)
+    except KeyboardInterrupt:
+        os._exit(1)  # or the pool would hand this worker the next cell
+    finally:
+        signal.signal(signal.SIGTERM, before)

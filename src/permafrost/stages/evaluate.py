@@ -3,7 +3,7 @@
 from dataclasses import asdict
 from typing import Any
 
-from permafrost.artifacts import load_json, save_json
+from permafrost.artifacts import load_record, save_json, save_record
 from permafrost.evaluation import Interval, confidence_interval
 from permafrost.params import Params
 from permafrost.stages.workspace import (
@@ -31,9 +31,9 @@ def run() -> None:
     """Write the variant's summary and its curves, and log it to MLflow."""
     with open_stage("evaluate") as workspace:
         params = workspace.params
-        records = [load_json(seed_file(SECOND_RECORDS, seed, ".json")) for seed in params.seeds]
+        records = [load_record(seed_file(SECOND_RECORDS, seed, ".json")) for seed in params.seeds]
         summary = summarise([record["row"] for record in records], params)
-        save_json(VARIANT, summary)
+        save_record(VARIANT, summary)
         save_json(
             VARIANT_CURVES,
             [

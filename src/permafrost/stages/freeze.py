@@ -1,6 +1,6 @@
 """Stage freeze: the variant's frozen filters."""
 
-from permafrost.artifacts import save_json
+from permafrost.artifacts import save_record
 from permafrost.experiment import frozen_masks
 from permafrost.stages.workspace import FROZEN, open_stage, seed_file
 
@@ -14,7 +14,7 @@ def run(seed: int) -> None:
             name: {"filters": len(mask), "frozen": mask.nonzero().flatten().tolist()}
             for name, mask in masks.items()
         }
-        save_json(
+        save_record(
             seed_file(FROZEN, seed, ".json"),
             {"metric": freeze.metric, "pct": freeze.pct, "layers": layers},
         )

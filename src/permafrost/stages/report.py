@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from permafrost.artifacts import load_json, save_json, write_atomically
+from permafrost.artifacts import load_json, load_record, save_json, write_atomically
 from permafrost.cells import CellStore
 from permafrost.params import Params
 from permafrost.pictures import draw_trade_off
@@ -35,9 +35,9 @@ def run() -> None:
     """Write the tables and the trade-off's plot, and add all pictures to the variant's run."""
     with open_stage("report") as workspace:
         params = workspace.params
-        variant = load_json(VARIANT)
-        rows = _with_variant(load_json(SWEEP), variant["seeds"])
-        choices = load_json(TUNE)["heads"]
+        variant = load_record(VARIANT)
+        rows = _with_variant(load_record(SWEEP), variant["seeds"])
+        choices = load_record(TUNE)["heads"]
         text = tables(rows, params, choices, _relative_times(workspace.store, rows))
         write_atomically(TABLES, text.encode())
         _draw(rows, params)

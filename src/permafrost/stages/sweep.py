@@ -2,7 +2,7 @@
 
 import sys
 
-from permafrost.artifacts import save_json
+from permafrost.artifacts import save_record
 from permafrost.plan import sweep_cells
 from permafrost.stages.cell_pool import train_cells
 from permafrost.stages.tune import read_choices
@@ -14,7 +14,7 @@ def run() -> None:
     with open_stage("sweep") as workspace:
         specs = sweep_cells(workspace.params, read_choices(workspace.params))
         records = train_cells(workspace, specs, "sweep")
-        save_json(SWEEP, [records[spec]["row"] for spec in specs])
+        save_record(SWEEP, [records[spec]["row"] for spec in specs])
         times = {r["name"]: workspace.store.seconds(r["key"]) for r in records.values()}
         note_seconds("cells", {name: value for name, value in times.items() if value is not None})
         for record in records.values():

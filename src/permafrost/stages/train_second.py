@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from permafrost.artifacts import (
-    load_json,
+    load_record,
     require,
 )
 from permafrost.errors import InputError
@@ -35,7 +35,7 @@ def variant_spec(params: Params, seed: int) -> CellSpec:
 def read_masks(seed: int, params: Params) -> dict[str, Tensor]:
     """Read the frozen filters that stage freeze has written."""
     path = seed_file(FROZEN, seed, ".json")
-    frozen = load_json(path)
+    frozen = load_record(path)
     freeze = params.freeze
     same = frozen.get("metric") == freeze.metric and frozen.get("pct") == freeze.pct
     require(same, path, "is of another variant than params.yaml names")

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from permafrost.artifacts import load_json, require, save_json
+from permafrost.artifacts import load_record, require, save_record
 from permafrost.errors import InputError
 from permafrost.models import Head
 from permafrost.params import Params
@@ -17,7 +17,7 @@ def run() -> None:
     """Write what was tried and what was chosen, under each head."""
     with open_stage("tune") as workspace:
         choices = {head: _choose(workspace, head) for head in heads(workspace.params)}
-        save_json(TUNE, {"seed": workspace.params.seeds[0], "heads": choices})
+        save_record(TUNE, {"seed": workspace.params.seeds[0], "heads": choices})
         for head, methods in choices.items():
             for name, choice in methods.items():
                 tried = len(choice["trials"])
@@ -33,7 +33,7 @@ def read_choices(params: Params) -> Chosen:
     InputError
         If the file is damaged or of other params.
     """
-    written = load_json(TUNE).get("heads", {})
+    written = load_record(TUNE).get("heads", {})
     chosen = {
         head: {name: choice["chosen"] for name, choice in written.get(head, {}).items()}
         for head in params.sweep.heads

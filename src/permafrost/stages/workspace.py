@@ -27,6 +27,7 @@ from permafrost.artifacts import (
     load_tensors,
     require,
     save_json,
+    save_record,
     write_atomically,
 )
 from permafrost.cells import CellStore
@@ -127,7 +128,7 @@ class Workspace:
 def publish_cell(store: CellStore, record: dict[str, Any], model: Path, results: Path) -> None:
     """Write a cell's weights and its record into a stage's own outputs."""
     write_atomically(model, store.model_path(record["key"]).read_bytes())
-    save_json(results, record)
+    save_record(results, record)
 
 
 def seed_file(folder: Path, seed: int, suffix: str = ".safetensors") -> Path:
