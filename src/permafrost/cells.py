@@ -220,6 +220,15 @@ class CellStore:
         record: dict[str, Any] = result["record"]
         return record
 
+    def is_whole(self, key: str) -> bool:
+        """Return whether nothing of a cell is damaged; one that is not finished counts as whole."""
+        try:
+            self.load(key)
+            self._load_checkpoint(key)
+        except InputError:
+            return False
+        return True
+
     def model_path(self, key: str) -> Path:
         """Return the file of a stored cell's final weights."""
         return self.folder / key / _MODEL

@@ -117,6 +117,27 @@ def check() -> None:
 
 
 @app.command()
+def doctor(
+    repair: Annotated[bool, typer.Option("--repair", help="Delete the damaged files.")] = False,
+) -> None:
+    """Print what could make another machine's results differ, and find damaged files."""
+    from permafrost.doctor import damaged, delete, describe_machine
+
+    with _clear_errors():
+        typer.echo(describe_machine())
+        found = damaged()
+        for path in found:
+            typer.echo(f"{path}: is not what was written{'; deleted' if repair else ''}", err=True)
+        if not found:
+            typer.echo("All stored files are what was written.")
+        elif repair:
+            delete(found)
+            typer.echo("`dvc repro` makes them again.")
+        else:
+            raise InputError(f"{len(found)} damaged; `permafrost doctor --repair` deletes them")
+
+
+@app.command()
 def track() -> None:
     """Bring MLflow up to date: one finished run for each training and variant."""
     from permafrost.maintenance import track_all

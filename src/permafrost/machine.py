@@ -1,0 +1,78 @@
+"""What of a machine can change the bits of a result."""
+
+import os
+import platform
+import re
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+# Beside torch: what decodes and resizes images, and computes ranks.
+_PACKAGES = ("torch", "torchvision", "numpy", "scipy", "scikit-learn", "pillow", "captum")
+_LIBRARIES = re.compile(r"(?:Intel.*Math Kernel Library|MKL-DNN|OpenMP|BLAS_INFO=\w+)[^,\n]*")
+_CPU_FEATURES = ("avx2", "avx512f", "avx512_bf16", "amx_tile", "amx_bf16", "asimd", "sve", "bf16")
+_VARIABLES = re.compile(r"(OMP|KMP|MKL|DNNL|ONEDNN|OPENBLAS|ATEN|CUBLAS|CUDA|TORCH|NVIDIA_TF32)_")
+
+
+def fingerprint(device: torch.device) -> dict[str, str]:
+    """Return what could make another machine's results differ.
+
+    Equal fingerprints give equal bits; a difference need not change any.
+
+    Parameters
+    ----------
+    device : torch.device
+        Where the trainings run.
+
+    Returns
+    -------
+    dict of str to str
+        Versions, numerical libraries, processor, device, threads, and what makes PyTorch
+        deterministic.
+    """
+    threads = f"{torch.get_num_threads()}, {torch.get_num_interop_threads()} between operations"
+    return {
+        "system": f"{platform.system()} {platform.machine()} {' '.join(platform.libc_ver())}",
+        "python": platform.python_version(),
+        **{name: version(name) for name in _PACKAGES},
+        "libraries": "; ".join(_LIBRARIES.findall(torch.__config__.show())),
+        "cpu": _cpu(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "device": _device(device),
+        "threads": threads,
+        "determinism": _determinism(),
+        "environment": " ".join(
+            f"{name}={value}"
+            for name, value in sorted(os.environ.items())
+            if _VARIABLES.match(name)
+        ),
+    }
+
+
+def _cpu() -> str:
+    """Return the processor's name and those of its features that numerical kernels look for."""
+    path = Path("/proc/cpuinfo")
+    text = path.read_text() if path.exists() else ""
+    names = re.findall(r"^model name\s*: (.*)$", text, re.MULTILINE)
+    flags = set(re.findall(r"^(?:flags|Features)\s*: (.*)$", text, re.MULTILINE)[:1])
+    known = [name for name in _CPU_FEATURES if name in " ".join(flags).split()]
+    return " ".join([names[0] if names else platform.processor(), *known])
+
+
+def _device(device: torch.device) -> str:
+    if device.type != "cuda":
+        return device.type
+    cudnn = torch.backends.cudnn.version()
+    return f"{torch.cuda.get_device_name(device)}, CUDA {torch.version.cuda}, cuDNN {cudnn}"
+
+
+def _determinism() -> str:
+    cudnn = torch.backends.cudnn
+    switches = {
+        "deterministic_algorithms": torch.are_deterministic_algorithms_enabled(),
+        "cudnn.benchmark": cudnn.benchmark,
+        "cudnn.allow_tf32": cudnn.allow_tf32,
+        "float32_matmul_precision": torch.get_float32_matmul_precision(),
+    }
+    return " ".join(f"{name}={value}" for name, value in switches.items())

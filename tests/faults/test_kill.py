@@ -1,0 +1,109 @@
+"""`dvc repro` is killed or stopped at any moment, and run again."""
+
+import itertools
+import os
+import random
+import shutil
+import signal
+import time
+from functools import partial
+
+import psutil
+import pytest
+from workflow import (
+    WatchedProject,
+    check_recovered,
+    kill,
+    run_undisturbed,
+    running_stage,
+)
+
+HOW = ("all", "the stage", "DVC")
+
+
+def moments(count: int, seconds: float) -> list[float]:
+    """Return random moments, spread over a run."""
+    draw = random.Random(0)
+    return [seconds * (index + draw.random()) / count for index in range(count)]
+
+
+def plan(count: int, seconds: float) -> list[tuple[str, float]]:
+    """Return how and when to kill: every way at moments over the whole run."""
+    ways = itertools.cycle(HOW)
+    return [(next(ways), moment) for moment in moments(count, seconds)]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    return run_undisturbed(WatchedProject(tmp_path_factory.mktemp("undisturbed") / "project"))
+
+
+@pytest.fixture(scope="module")
+def before_sweep(tmp_path_factory):
+    """Return a project that has run up to its sweep."""
+    project = WatchedProject(tmp_path_factory.mktemp("prepared") / "project")
+    project.run("dvc", "repro", "evaluate", "tune")
+    return project
+
+
+def test_kill_over_a_whole_run(tally, rounds, undisturbed, tmp_path):
+    with tally("kill -9 at a random moment of dvc repro") as fault:
+        for how, moment in plan(rounds(1, 30), undisturbed.seconds):
+            with fault.trial(f"{how}, after {moment:.1f} s"):
+                project = WatchedProject(tmp_path / "project")
+                fault.lost(_disturb(project, undisturbed, how, moment))
+            shutil.rmtree(tmp_path / "project", ignore_errors=True)
+            (tmp_path / "project.epochs").unlink(missing_ok=True)
+
+
+def test_kill_over_the_sweep(tally, rounds, undisturbed, before_sweep, tmp_path):
+    whole = before_sweep.copy(tmp_path / "whole")
+    began = time.monotonic()
+    whole.run("dvc", "repro")
+    seconds = time.monotonic() - began
+    assert whole.bits() == undisturbed.bits
+    with tally("kill -9 at a random moment of the sweep, 2 workers") as fault:
+        for how, moment in plan(rounds(2, 30), seconds):
+            with fault.trial(f"{how}, after {moment:.1f} s"):
+                project = before_sweep.copy(tmp_path / "project")
+                fault.lost(_disturb(project, undisturbed, how, moment))
+            shutil.rmtree(tmp_path / "project", ignore_errors=True)
+            (tmp_path / "project.epochs").unlink(missing_ok=True)
+
+
+def _disturb(project, undisturbed, how, moment):
+    process = project.start("dvc", "repro", start_new_session=True)
+    time.sleep(moment)
+    kill(process, how)
+    process.communicate(timeout=60)
+    if how != "DVC":  # its stage needs a moment to see that it is alone
+        assert not project.processes()
+    return check_recovered(project, undisturbed, trainings=2)
+
+
+@pytest.mark.parametrize("way", [signal.SIGTERM, signal.SIGINT])
+def test_stop_in_the_sweep(tally, rounds, undisturbed, before_sweep, tmp_path, way):
+    with tally(f"{way.name} to dvc repro in its sweep") as fault:
+        for trial in range(rounds(1, 5)):
+            with fault.trial(trial):
+                project = before_sweep.copy(tmp_path / "project")
+                fault.lost(_stop(project, undisturbed, way, 1.5 * trial))
+            shutil.rmtree(tmp_path / "project", ignore_errors=True)
+            (tmp_path / "project.epochs").unlink(missing_ok=True)
+
+
+def _stop(project, undisturbed, way, wait):
+    # Ctrl-C is ignored by what was started in the background, as these tests may have been.
+    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = project.start("dvc", "repro", start_new_session=True, preexec_fn=heard)
+    assert running_stage(process, 60)
+    time.sleep(wait)
+    os.killpg(process.pid, way)
+    output, _ = process.communicate(timeout=10)
+    _, alive = psutil.wait_procs(project.processes(), timeout=10)
+    assert not alive, f"still there: {[p.cmdline() for p in alive]}"
+    assert process.returncode != 0
+    assert "Traceback" not in output, output
+    project.run("permafrost", "track")
+    assert project.runs() == project.expected_runs()
+    return check_recovered(project, undisturbed, trainings=2)

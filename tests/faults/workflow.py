@@ -1,0 +1,158 @@
+"""A tiny project to disturb, and what an undisturbed run of it leaves."""
+
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from permafrost.artifacts import file_digest
+from project import Project
+
+SPY = Path(__file__).parent / "spy"
+
+# All that a training may keep besides weights: an observer (SI), masks and phases (PackNet), a
+# buffer that draws its own batches (replay), the running statistics of frozen channels.
+SMALL = {
+    "train": {"epochs": 3},
+    "sweep": {
+        "strategies": ["finetune", "freeze", "si", "packnet", "replay"],
+        "metrics": ["mse"],
+        "pcts": [0.5],
+        "workers": 2,
+    },
+    "tune": {
+        "freeze": [{"pct": 0.5}],
+        "si": [{"strength": 1.0}],
+        "packnet": [{"prune": 0.5}],
+    },
+}
+
+
+class WatchedProject(Project):
+    """A project whose trainings note each epoch that they begin."""
+
+    def __init__(self, folder: Path, changes: dict = SMALL) -> None:
+        super().__init__(folder)
+        self.change(changes)
+        self.commit("small")
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return super().environment | {
+            "EPOCH_LOG": str(self.folder) + ".epochs",
+            "PYTHONPATH": os.pathsep.join(filter(None, [str(SPY), os.environ.get("PYTHONPATH")])),
+        }
+
+    def epochs(self) -> Counter[str]:
+        """Return how many epochs were begun of each training."""
+        log = Path(self.environment["EPOCH_LOG"])
+        return Counter(log.read_text().split()) if log.exists() else Counter()
+
+    def copy(self, folder: Path) -> "WatchedProject":
+        """Return a copy of the project as it is now, trainings and all."""
+        shutil.copytree(self.folder, folder, symlinks=True)
+        other = object.__new__(WatchedProject)
+        other.folder, other.seen = folder, set(self.seen)
+        log = Path(self.environment["EPOCH_LOG"])
+        if log.exists():
+            shutil.copyfile(log, other.environment["EPOCH_LOG"])
+        return other
+
+    def processes(self) -> list[psutil.Process]:
+        """Return the processes that work in the project."""
+        found = []
+        for process in psutil.process_iter():
+            try:
+                if Path(process.cwd()).is_relative_to(self.folder):
+                    found.append(process)
+            except (psutil.Error, OSError):
+                continue
+        return [p for p in found if p.status() != psutil.STATUS_ZOMBIE]
+
+    def bits(self) -> dict[str, str]:
+        """Return the digest of every file under data/tasks, metrics and models."""
+        parts = (self.folder / part for part in ("data/tasks", "metrics", "models"))
+        files = sorted(path for part in parts for path in part.rglob("*") if path.is_file())
+        return {str(path.relative_to(self.folder)): file_digest(path) for path in files}
+
+    def files(self) -> set[str]:
+        """Return all files but those that DVC, git and MLflow name by chance."""
+        found = {
+            str(path.relative_to(self.folder))
+            for path in self.folder.rglob("*")
+            if path.is_file() and "__pycache__" not in path.parts
+        }
+        theirs = (".git/", ".dvc/", "mlruns/", ".permafrost/locks/")
+        return {name for name in found if not name.startswith(theirs)}
+
+
+@dataclass(frozen=True)
+class Undisturbed:
+    """What a run that nobody disturbs leaves."""
+
+    bits: dict[str, str]
+    files: set[str]
+    epochs: Counter[str]
+    seconds: float
+
+
+def run_undisturbed(project: WatchedProject) -> Undisturbed:
+    """Run the workflow."""
+    began = time.monotonic()
+    project.run("dvc", "repro")
+    seconds = time.monotonic() - began
+    return Undisturbed(project.bits(), project.files(), project.epochs(), seconds)
+
+
+def kill(process: subprocess.Popen, how: str) -> None:
+    """Kill a running `dvc repro`: all of it, the stage's process alone, or DVC alone."""
+    if how == "all":
+        os.killpg(process.pid, signal.SIGKILL)
+    elif how == "DVC":
+        process.kill()
+    else:
+        stage = running_stage(process)
+        if stage is not None:
+            stage.kill()
+
+
+def running_stage(process: subprocess.Popen, seconds: float = 10) -> psutil.Process | None:
+    """Return the stage's process, waiting for one to begin; None if DVC ends first."""
+    end = time.monotonic() + seconds
+    while process.poll() is None and time.monotonic() < end:
+        try:
+            children = psutil.Process(process.pid).children(recursive=True)
+            stages = [p for p in children if any("permafrost" in part for part in p.cmdline())]
+        except psutil.Error:
+            continue
+        if stages:
+            return stages[0]
+        time.sleep(0.02)
+    return None
+
+
+def check_recovered(project: WatchedProject, expected: Undisturbed, trainings: int) -> int:
+    """Run `dvc repro` again and hold all that it leaves against an undisturbed run.
+
+    Returns how many epochs the training that lost most had to begin again.
+    """
+    project.run("dvc", "repro")
+    project.run("permafrost", "track")
+    bits = project.bits()
+    different = {name for name in bits | expected.bits if bits.get(name) != expected.bits.get(name)}
+    assert not different, f"other bits: {sorted(different)}"
+    assert project.files() == expected.files, "stray or missing files"
+    assert project.runs() == project.expected_runs()
+    assert not project.processes(), "processes are left"
+    status = project.run("git", "status", "--porcelain").split()
+    assert status == ["??", "dvc.lock"], status
+    again = project.epochs() - expected.epochs
+    assert len(again) <= trainings, f"more trainings than ran at once were begun again: {again}"
+    assert max(again.values(), default=0) <= 1, f"epochs begun again: {again}"
+    return max(again.values(), default=0)
