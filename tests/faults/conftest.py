@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from workflow import Undisturbed, WatchedProject, run_undisturbed
+
 REPORT = Path(__file__).parents[2] / "metrics" / "torture.json"
 
 
@@ -62,6 +64,20 @@ def rounds(request: pytest.FixtureRequest) -> Callable[[int, int], int]:
     """Return a choice between the rounds of the short and of the long form."""
     long = request.config.getoption("--torture", default=False)
     return lambda short_form, long_form: long_form if long else short_form
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
+    """Return what a run of the tiny project leaves that nobody disturbs."""
+    return run_undisturbed(WatchedProject(tmp_path_factory.mktemp("undisturbed") / "project"))
+
+
+@pytest.fixture(scope="session")
+def before_sweep(tmp_path_factory: pytest.TempPathFactory) -> WatchedProject:
+    """Return a project that has run up to its sweep."""
+    project = WatchedProject(tmp_path_factory.mktemp("prepared") / "project")
+    project.run("dvc", "repro", "evaluate", "tune")
+    return project
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

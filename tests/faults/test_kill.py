@@ -3,18 +3,18 @@
 import itertools
 import os
 import random
-import shutil
 import signal
 import time
 from functools import partial
 
 import psutil
 import pytest
+
 from workflow import (
     WatchedProject,
     check_recovered,
     kill,
-    run_undisturbed,
+    remove,
     running_stage,
 )
 
@@ -33,27 +33,13 @@ def plan(count: int, seconds: float) -> list[tuple[str, float]]:
     return [(next(ways), moment) for moment in moments(count, seconds)]
 
 
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
-    return run_undisturbed(WatchedProject(tmp_path_factory.mktemp("undisturbed") / "project"))
-
-
-@pytest.fixture(scope="module")
-def before_sweep(tmp_path_factory):
-    """Return a project that has run up to its sweep."""
-    project = WatchedProject(tmp_path_factory.mktemp("prepared") / "project")
-    project.run("dvc", "repro", "evaluate", "tune")
-    return project
-
-
 def test_kill_over_a_whole_run(tally, rounds, undisturbed, tmp_path):
     with tally("kill -9 at a random moment of dvc repro") as fault:
         for how, moment in plan(rounds(1, 30), undisturbed.seconds):
             with fault.trial(f"{how}, after {moment:.1f} s"):
                 project = WatchedProject(tmp_path / "project")
                 fault.lost(_disturb(project, undisturbed, how, moment))
-            shutil.rmtree(tmp_path / "project", ignore_errors=True)
-            (tmp_path / "project.epochs").unlink(missing_ok=True)
+            remove(tmp_path / "project")
 
 
 def test_kill_over_the_sweep(tally, rounds, undisturbed, before_sweep, tmp_path):
@@ -67,8 +53,7 @@ def test_kill_over_the_sweep(tally, rounds, undisturbed, before_sweep, tmp_path)
             with fault.trial(f"{how}, after {moment:.1f} s"):
                 project = before_sweep.copy(tmp_path / "project")
                 fault.lost(_disturb(project, undisturbed, how, moment))
-            shutil.rmtree(tmp_path / "project", ignore_errors=True)
-            (tmp_path / "project.epochs").unlink(missing_ok=True)
+            remove(tmp_path / "project")
 
 
 def _disturb(project, undisturbed, how, moment):
@@ -88,8 +73,7 @@ def test_stop_in_the_sweep(tally, rounds, undisturbed, before_sweep, tmp_path, w
             with fault.trial(trial):
                 project = before_sweep.copy(tmp_path / "project")
                 fault.lost(_stop(project, undisturbed, way, 1.5 * trial))
-            shutil.rmtree(tmp_path / "project", ignore_errors=True)
-            (tmp_path / "project.epochs").unlink(missing_ok=True)
+            remove(tmp_path / "project")
 
 
 def _stop(project, undisturbed, way, wait):

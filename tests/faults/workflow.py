@@ -92,6 +92,12 @@ class WatchedProject(Project):
         return {name for name in found if not name.startswith(theirs)}
 
 
+def remove(folder: Path) -> None:
+    """Remove a project and its log, to make room for the next."""
+    shutil.rmtree(folder, ignore_errors=True)
+    Path(f"{folder}.epochs").unlink(missing_ok=True)
+
+
 @dataclass(frozen=True)
 class Undisturbed:
     """What a run that nobody disturbs leaves."""

@@ -1,0 +1,56 @@
+"""The same bits in every clone, with any number of workers, in any order, from scratch or not."""
+
+import copy
+
+from workflow import SMALL, WatchedProject
+
+
+def variation(**sweep) -> dict:
+    """Return the small project's parameters with another sweep."""
+    changed = copy.deepcopy(SMALL)
+    changed["sweep"] |= sweep
+    return changed
+
+
+def test_same_bits(tally, rounds, undisturbed, tmp_path):
+    clones = {
+        "one worker": variation(workers=1),
+        "another clone": variation(),
+        "four workers": variation(workers=4),
+    }
+    with tally("another clone, another number of workers") as fault:
+        for name, changes in list(clones.items())[: rounds(1, 3)]:
+            with fault.trial(name):
+                project = WatchedProject(tmp_path / name.replace(" ", "_"), changes)
+                project.run("dvc", "repro")
+                assert project.bits() == undisturbed.bits
+
+
+def test_cells_in_another_order(tally, before_sweep, tmp_path):
+    """The rows come in the order of the params; each is the same to the last bit."""
+    projects = [before_sweep.copy(tmp_path / name) for name in ("one", "other")]
+    strategies = SMALL["sweep"]["strategies"]
+    projects[1].change({"sweep": {"strategies": strategies[::-1], "workers": 1}})
+    with tally("the sweep's cells in another order") as fault, fault.trial("reversed"):
+        rows = []
+        for project in projects:
+            project.run("permafrost", "sweep")
+            rows.append({row["key"]: row for row in project.read("metrics/sweep.json")})
+        assert rows[0] == rows[1]
+        assert list(rows[0]) == list(rows[1])[::-1]
+        weights = [
+            {path.parent.name: path.read_bytes() for path in project.folder.glob(pattern)}
+            for project in projects
+            for pattern in [".permafrost/cells/*/model.safetensors"]
+        ]
+        assert weights[0] == weights[1]
+
+
+def test_rebuild_from_scratch(tally, undisturbed, before_sweep, tmp_path):
+    project = before_sweep.copy(tmp_path / "project")
+    before = project.epochs()
+    with tally("PERMAFROST_FRESH=1 dvc repro -f") as fault, fault.trial("rebuilt"):
+        project.run("dvc", "repro", "-f", PERMAFROST_FRESH="1")
+        assert project.bits() == undisturbed.bits
+        # The variant is a cell of the sweep, and both stages train it.
+        assert sum((project.epochs() - before).values()) >= sum(undisturbed.epochs.values())
