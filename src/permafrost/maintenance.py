@@ -71,7 +71,7 @@ def serve_ui(port: int) -> int:
     """
     tracker = Tracker(project_root())
     try:
-        experiment = tracker.experiment_ids()[CELLS]
+        experiment = tracker.experiment_id(CELLS)
     except TrackingError as error:
         raise InputError(str(error)) from None
     page = f"http://127.0.0.1:{port}/#/experiments/{experiment}/runs?compareRunsMode=CHART"
