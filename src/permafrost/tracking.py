@@ -238,12 +238,12 @@ class Tracker:
 
     def _get_ready(self) -> None:
         """Do what takes seconds whatever the store does, in no worker: it counts for no wait."""
-        _load_mlflow()
-        database = self.root / "mlflow.db"
-        if self.uri == f"sqlite:///{database}" and not database.exists():
+        _load_mlflow(self.uri)
+        file = _database_file(self.uri)
+        if file and not file.exists():
             with self._lock():
-                if not database.exists():
-                    _make_database(database)
+                if not file.exists():
+                    _make_database(file)
 
     def _lock(self) -> FileLock:
         """Return a lock: processes that create one database at once crash."""
@@ -274,9 +274,10 @@ class Tracker:
         if self._client is None:
             from mlflow.tracking import MlflowClient
 
-            with self._lock() if _is_database(self.uri) else nullcontext():
-                if _is_database(self.uri):
-                    _refuse_other_schema(self.uri)
+            if _is_database(self.uri):
+                _refuse_other_schema(self.uri)
+            made_here = _is_database(self.uri) and not _database_file(self.uri)
+            with self._lock() if made_here else nullcontext():
                 self._client = MlflowClient(self.uri)
         return self._client
 
@@ -498,12 +499,15 @@ def _basic(user: str, password: str) -> str:
     return b64encode(f"{user}:{password}".encode()).decode() if password else ""
 
 
-def _load_mlflow() -> None:
-    """Import MLflow, here and not in the worker: it takes seconds, whatever the store does."""
+def _load_mlflow(uri: str) -> None:
+    """Import all that MLflow needs of itself for a store, which it would do bit by bit."""
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     logging.getLogger("alembic").setLevel(logging.WARNING)
     import_module("mlflow.tracking")
+    if _is_database(uri):
+        import_module("mlflow.store.tracking.sqlalchemy_store")
+        import_module("alembic.script")
     # It would tell every failure besides, at length.
     logging.getLogger("mlflow").setLevel(logging.CRITICAL)
 
@@ -513,6 +517,7 @@ def _make_database(path: Path) -> None:
     import sqlalchemy
     from mlflow.store.db.utils import _initialize_tables
 
+    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.part")
     part.unlink(missing_ok=True)
     engine = sqlalchemy.create_engine(f"sqlite:///{part}")
@@ -527,6 +532,11 @@ def _is_database(uri: str) -> bool:
     return bool(re.match(rf"({'|'.join(_SQL)})[+:]", uri))
 
 
+def _database_file(uri: str) -> Path | None:
+    found = re.fullmatch("sqlite:///([^:?]+)", uri)
+    return Path(found[1]) if found else None
+
+
 def _refuse_other_schema(uri: str) -> None:
     """Raise if a database is of another MLflow, which would upgrade it without asking.
 
@@ -534,9 +544,8 @@ def _refuse_other_schema(uri: str) -> None:
     """
     import sqlalchemy
     from alembic.migration import MigrationContext
-    from mlflow.store.db.utils import _get_latest_schema_revision, _make_parent_dirs_if_sqlite
+    from mlflow.store.db.utils import _get_latest_schema_revision
 
-    _make_parent_dirs_if_sqlite(uri)
     engine = sqlalchemy.create_engine(uri)
     try:
         with engine.connect() as connection:
