@@ -357,6 +357,7 @@ def run_record(record: dict[str, Any]) -> RunRecord:
         },
         curves=_curves(record.get("history", [])),
         tags={"kind": record["kind"]},
+        error=record.get("row", {}).get("error"),
     )
 
 

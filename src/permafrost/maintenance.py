@@ -71,12 +71,13 @@ def serve_ui(port: int) -> int:
     """
     tracker = Tracker(project_root())
     try:
-        experiment = tracker.experiment_ids()[CELLS]
+        experiment = tracker.experiment_id(CELLS)
     except TrackingError as error:
         raise InputError(str(error)) from None
     page = f"http://127.0.0.1:{port}/#/experiments/{experiment}/runs?compareRunsMode=CHART"
     print(f"Compare the runs at {page} (Ctrl-C ends the server)")
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1"]
-    command += ["--port", str(port), "--backend-store-uri", tracker.uri]
-    command += ["--default-artifact-root", str(tracker.root / "mlruns")]
-    return subprocess.run(command, env=os.environ, check=False).returncode
+    command += ["--port", str(port), "--default-artifact-root", str(tracker.root / "mlruns")]
+    # Not among the arguments, which everybody on this machine can read.
+    environment = os.environ | {"MLFLOW_BACKEND_STORE_URI": tracker.uri}
+    return subprocess.run(command, env=environment, check=False).returncode

@@ -5,15 +5,23 @@ while it runs, and :func:`reconcile` makes the store equal to the files at any t
 store that was down, a stage that DVC restored and a training that was killed lose nothing.
 """
 
+import hashlib
 import logging
 import os
+import re
 import sys
 import time
+from base64 import b64encode
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from concurrent.futures import Future, wait
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
+from queue import SimpleQueue
+from threading import Lock, Thread
 from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import unquote
 
 from filelock import FileLock
 
@@ -27,7 +35,24 @@ CELLS, FIRST_TASKS, VARIANTS = "permafrost", "permafrost-first-task", "permafros
 TRIALS = "permafrost-trials"
 EXPERIMENTS = (CELLS, FIRST_TASKS, VARIANTS, TRIALS)
 
-_FINISHED, _RUNNING = "FINISHED", "RUNNING"
+WAIT = 10.0  # the seconds that a training waits for MLflow, in all
+STOPPED_WAIT = 2.0  # those of a training that is stopped
+PATIENCE = 60.0  # those that `permafrost track` waits for one answer
+_TRY_AGAIN, _SAY_AGAIN = 60.0, 3600.0  # how long a project's processes keep from an outage
+
+_FINISHED, _FAILED, _KILLED = "FINISHED", "FAILED", "KILLED"
+_LONGEST_TAG = 5000  # of all servers; a new one takes 8000
+_SQL = ("sqlite", "postgresql", "mysql", "mssql")
+_ACCOUNT = re.compile(r"(?<!sqlite)://(\S*)@")
+
+# One call ends within PATIENCE, by MLflow's own error, unless the server drips.
+_ENVIRONMENT = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    "GIT_PYTHON_REFRESH": "quiet",
+}
 
 
 @dataclass(frozen=True)
@@ -51,7 +76,9 @@ class RunRecord:
     pictures : mapping of str to Path
         Artifacts: path in the run to file.
     tags : mapping of str to str
-        Further tags.
+        Further tags; a long one is cut.
+    error : str, optional
+        Why it failed; the run then ends as FAILED and is tagged ``error``.
     """
 
     key: str
@@ -62,13 +89,29 @@ class RunRecord:
     curves: list[Mapping[str, float]] = field(default_factory=list)
     pictures: Mapping[str, Path] = field(default_factory=dict)
     tags: Mapping[str, str] = field(default_factory=dict)
+    error: str | None = None
+
+    @property
+    def status(self) -> str:
+        """How the run ends."""
+        return _FINISHED if self.error is None else _FAILED
+
+    @property
+    def all_tags(self) -> dict[str, str]:
+        """Return the run's tags, none longer than MLflow takes."""
+        tags = {"key": self.key, **self.tags}
+        if self.error is not None:
+            tags["error"] = self.error
+        return {name: str(value)[:_LONGEST_TAG] for name, value in tags.items()}
 
 
 class Tracker:
     """Writes runs into the store of one project.
 
-    No method raises because of the store: the first failure is told once on stderr, and the
-    tracker is silent from then on; ``permafrost track`` brings the store up to date later.
+    A training hands over what it logs and goes on; only at its end does it wait, for at most
+    :data:`WAIT` seconds. No method but :meth:`reconcile` and :meth:`experiment_id` raises because
+    of the store: the first failure is told once on stderr, and the tracker is silent from then on;
+    ``permafrost track`` brings the store up to date later.
 
     Parameters
     ----------
@@ -81,7 +124,10 @@ class Tracker:
         self.root = root
         self._client: MlflowClient | None = None
         self._experiments: dict[str, str] = {}
+        self._worker = _Worker()
         self._failed = False
+        self._telling = Lock()
+        self._last_call = 0.0
 
     @property
     def uri(self) -> str:
@@ -90,7 +136,8 @@ class Tracker:
 
     def prepare(self) -> None:
         """Create the store if it is not there."""
-        self._attempt(self._connect)
+        self._attempt(lambda: self._experiment(CELLS))
+        self._settle()
 
     @contextmanager
     def live(self, record: RunRecord) -> Iterator["LiveRun"]:
@@ -104,22 +151,30 @@ class Tracker:
         Yields
         ------
         LiveRun
-            Left in RUNNING if the block ends without :meth:`LiveRun.finish`.
+            Left in RUNNING if the block ends without :meth:`LiveRun.finish`; FAILED or KILLED if
+            it raises.
         """
-        run_id = self._attempt(lambda: self._start(record))
-        yield LiveRun(self, run_id)
+        run = LiveRun(self, record)
+        try:
+            yield run
+        except BaseException as error:
+            run.stop(_FAILED if isinstance(error, Exception) else _KILLED)
+            self._worker.wait(STOPPED_WAIT)
+            raise
+        self._settle()
 
     def write(self, record: RunRecord) -> None:
-        """Make the store hold exactly one run of this key: finished, with all of the record."""
+        """Make the store hold exactly one run of this key, ended, with all of the record."""
         self._attempt(lambda: self._rewrite(record))
+        self._settle()
 
     def reconcile(
         self, records: Iterable[RunRecord], is_active: Callable[[str], bool]
     ) -> dict[str, int]:
-        """Make the store equal to the records, one finished run each.
+        """Make the store equal to the records, one run each, which has ended.
 
-        Runs of other keys stay, except those that a killed process left RUNNING: these are deleted
-        unless ``is_active`` says that their key is being trained now.
+        Runs of other keys stay, except those of trainings that did not come to their end: these
+        are deleted unless ``is_active`` says that their key is being trained now.
 
         Returns
         -------
@@ -129,69 +184,134 @@ class Tracker:
         Raises
         ------
         TrackingError
-            If the store cannot be used.
+            If the store cannot be used, or does not answer one call for :data:`PATIENCE` seconds.
         """
-        return self._try(lambda: self._reconcile(records, is_active))
+        return self._patiently(lambda: self._reconcile(records, is_active))
 
-    # The rest may raise whatever MLflow raises.
+    def experiment_id(self, name: str) -> str:
+        """Return the id of an experiment, which is created if need be; raise as `reconcile`."""
+        return self._patiently(lambda: self._experiment(name))
 
-    def _try(self, action: Callable[[], Result]) -> Result:
-        try:
-            return action()
-        except Exception as error:
-            raise TrackingError(f"MLflow at {_public(self.uri)}: {_first_line(error)}") from error
+    # How the store is waited for. The worker's thread may hang as long as it likes.
 
-    def _attempt(self, action: Callable[[], Result]) -> Result | None:
-        if self._failed:
-            return None
-        try:
-            return self._try(action)
-        except TrackingError as error:
+    def _attempt(self, action: Callable[[], object]) -> None:
+        """Have the worker do it, in order; nothing is done once the store has failed."""
+        if not self._experiments and self._outage.age() < _TRY_AGAIN:
             self._failed = True
-            print(f"{error}; the training goes on, `permafrost track` logs it", file=sys.stderr)
-            return None
+        self._guard(self._get_ready)
+        self._worker.do(lambda: self._guard(action))
+
+    def _guard(self, action: Callable[[], object]) -> None:
+        if not self._failed:
+            try:
+                action()
+            except Exception as error:
+                self._fail(str(self._error(error)))
+
+    def _settle(self) -> None:
+        """Wait for all that was attempted."""
+        if not self._failed and not self._worker.wait(WAIT):
+            self._fail(f"{self._place} takes longer than {WAIT:g} s")
+        if not self._failed:
+            self._outage.end()
+
+    def _fail(self, message: str) -> None:
+        with self._telling:
+            known, self._failed = self._failed, True
+        if not known and self._outage.note():
+            print(f"{message}; the training goes on, `permafrost track` logs it", file=sys.stderr)
+
+    def _patiently(self, action: Callable[[], Result]) -> Result:
+        """Do it however long it takes, as long as the store answers."""
+        try:
+            self._get_ready()
+            self._last_call = time.monotonic()
+            future = self._worker.do(action)
+            while not wait([future], timeout=1).done:
+                if time.monotonic() - self._last_call > PATIENCE:
+                    raise TrackingError(f"no answer for {PATIENCE:g} s")
+            result = future.result()
+        except Exception as error:
+            raise self._error(error) from error
+        self._outage.end()
+        return result
+
+    def _get_ready(self) -> None:
+        """Do what takes seconds whatever the store does, in no worker: it counts for no wait."""
+        _load_mlflow(self.uri)
+        file = _database_file(self.uri)
+        if file and not file.exists():
+            with self._lock():
+                if not file.exists():
+                    _make_database(file)
+
+    def _lock(self) -> FileLock:
+        """Return a lock: processes that create one database at once crash."""
+        path = self.root / ".permafrost" / "mlflow.lock"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return FileLock(path, timeout=PATIENCE)
+
+    @property
+    def _place(self) -> str:
+        return f"MLflow at {redact(self.uri, self.uri)}"
+
+    @property
+    def _outage(self) -> "_Outage":
+        return _Outage(self.root / ".permafrost", redact(self.uri, self.uri))
+
+    def _error(self, error: Exception) -> "TrackingError":
+        # A database says in a few words what SQLAlchemy and MLflow say in many lines.
+        origin = getattr(error.__cause__ or error, "orig", None) or error
+        line = (str(origin).strip() or type(origin).__name__).splitlines()[0]
+        line = re.sub(r".*\(Caused by (.*)\)", r"\1", line)  # where requests tells a long story
+        return TrackingError(f"{self._place}: {redact(line, self.uri)[:300]}")
+
+    # The rest runs in the worker's thread and may raise whatever MLflow raises.
 
     def _connect(self) -> "MlflowClient":
+        """Return the client; every call into the store begins here."""
+        self._last_call = time.monotonic()
         if self._client is None:
-            # Set before the import: MLflow reads them once.
-            os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-            os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-            os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
-            logging.getLogger("alembic").setLevel(logging.WARNING)
             from mlflow.tracking import MlflowClient
 
-            logging.getLogger("mlflow").setLevel(logging.WARNING)
-            lock = self.root / ".permafrost" / "mlflow.lock"
-            lock.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(lock):  # processes that create one database at once crash
-                client = MlflowClient(self.uri)
-                self._experiments = {name: self._experiment(client, name) for name in EXPERIMENTS}
-            self._client = client
+            if _is_database(self.uri):
+                _refuse_other_schema(self.uri)
+            made_here = _is_database(self.uri) and not _database_file(self.uri)
+            with self._lock() if made_here else nullcontext():
+                self._client = MlflowClient(self.uri)
         return self._client
 
-    def _experiment(self, client: "MlflowClient", name: str) -> str:
-        found = client.get_experiment_by_name(name)
-        if found:
-            return str(found.experiment_id)
+    def _experiment(self, name: str) -> str:
+        """Return the id of an experiment, which is created if need be."""
+        if name not in self._experiments:
+            found = self._connect().get_experiment_by_name(name)
+            number = str(found.experiment_id) if found else self._create_experiment(name)
+            if not number:
+                raise TrackingError("it answers, but not as MLflow does")
+            self._experiments[name] = number
+        return self._experiments[name]
+
+    def _create_experiment(self, name: str) -> str:
         # A relative default would put artifacts wherever the command happens to run.
         local = self.uri.startswith("sqlite:")
         location = (self.root / "mlruns" / name).as_uri() if local else None
         # Without the kind MLflow's pages take an experiment without traces for one of an agent.
         tags = {"mlflow.experimentKind": "custom_model_development"}
-        return str(client.create_experiment(name, artifact_location=location, tags=tags))
-
-    def experiment_ids(self) -> dict[str, str]:
-        """Return the ids of the experiments, by name; they are created if need be."""
-        self._try(self._connect)
-        return self._experiments
+        try:
+            return str(self._connect().create_experiment(name, location, tags))
+        except Exception:
+            found = self._connect().get_experiment_by_name(name)
+            if found is None:
+                raise
+            return str(found.experiment_id)  # another process was faster
 
     def _runs(self, experiment: str, condition: str = "") -> list["Run"]:
-        client = self._connect()
+        number = self._experiment(experiment)
         runs: list[Run] = []
         token = None
         while True:
-            page = client.search_runs(
-                [self._experiments[experiment]], condition, max_results=1000, page_token=token
+            page = self._connect().search_runs(
+                [number], condition, max_results=1000, page_token=token
             )
             runs += page
             token = page.token
@@ -201,15 +321,13 @@ class Tracker:
     def _start(self, record: RunRecord) -> str:
         from mlflow.entities import Param
 
-        client = self._connect()
         for run in self._runs(record.experiment, f"tags.key = '{record.key}'"):
-            client.delete_run(run.info.run_id)
-        tags = {"key": record.key, **record.tags}
-        run = client.create_run(
-            self._experiments[record.experiment], run_name=record.name, tags=tags
+            self._connect().delete_run(run.info.run_id)
+        run = self._connect().create_run(
+            self._experiment(record.experiment), run_name=record.name, tags=record.all_tags
         )
         params = [Param(name, str(value)) for name, value in record.params.items()]
-        client.log_batch(run.info.run_id, params=params)
+        self._connect().log_batch(run.info.run_id, params=params)
         return str(run.info.run_id)
 
     def _rewrite(self, record: RunRecord) -> None:
@@ -230,13 +348,19 @@ class Tracker:
             self._connect().log_batch(run_id, metrics=metrics[begin : begin + 1000])
 
     def _finish(self, run_id: str, record: RunRecord) -> None:
+        from mlflow.entities import RunTag
+
         # At step 0 MLflow draws a result as a bar beside those of the other runs.
         self._log_curves(run_id, [{"step": 0, **record.metrics}])
-        client = self._connect()
+        tags = [RunTag(name, value) for name, value in record.all_tags.items()]
+        self._connect().log_batch(run_id, tags=tags)
         for place, path in record.pictures.items():
             folder, _, _ = place.rpartition("/")
-            client.log_artifact(run_id, str(path), folder or None)
-        client.set_terminated(run_id, _FINISHED)
+            self._connect().log_artifact(run_id, str(path), folder or None)
+        self._stop(run_id, record.status)
+
+    def _stop(self, run_id: str, status: str) -> None:
+        self._connect().set_terminated(run_id, status)
 
     def _reconcile(
         self, records: Iterable[RunRecord], is_active: Callable[[str], bool]
@@ -248,7 +372,7 @@ class Tracker:
                 runs.setdefault(run.data.tags.get("key", ""), []).append(run)
         for record in records:
             found = runs.pop(record.key, [])
-            if [run.info.status for run in found] == [_FINISHED]:
+            if len(found) == 1 and _holds(found[0], record):
                 counts["kept"] += 1
             elif not is_active(record.key):
                 self._rewrite(record)
@@ -256,7 +380,7 @@ class Tracker:
                 counts["deleted"] += len(found)
         for key, found in runs.items():
             for run in found:
-                if key and run.info.status == _RUNNING and not is_active(key):
+                if key and not _is_whole(run) and not is_active(key):
                     self._connect().delete_run(run.info.run_id)
                     counts["deleted"] += 1
         return counts
@@ -265,36 +389,192 @@ class Tracker:
 class LiveRun:
     """One run under way."""
 
-    def __init__(self, tracker: Tracker, run_id: str | None) -> None:
+    def __init__(self, tracker: Tracker, record: RunRecord) -> None:
         self._tracker = tracker
-        self._run_id = run_id
+        self._run_id = ""
+        tracker._attempt(lambda: self._start(record))
 
     def log(self, rows: list[Mapping[str, float]]) -> None:
         """Log rows of a curve, each with its ``step``."""
-        if self._run_id is not None:
-            run_id = self._run_id
-            self._tracker._attempt(lambda: self._tracker._log_curves(run_id, rows))
+        self._tracker._attempt(lambda: self._tracker._log_curves(self._run_id, rows))
 
     def finish(self, record: RunRecord) -> None:
-        """Log the results and mark the run finished."""
-        if self._run_id is not None:
-            run_id = self._run_id
-            self._tracker._attempt(lambda: self._tracker._finish(run_id, record))
+        """Log the results and end the run."""
+        self._tracker._attempt(lambda: self._tracker._finish(self._run_id, record))
+
+    def stop(self, status: str) -> None:
+        """End the run without results."""
+        self._tracker._attempt(lambda: self._tracker._stop(self._run_id, status))
+
+    def _start(self, record: RunRecord) -> None:
+        self._run_id = self._tracker._start(record)
 
 
 class TrackingError(Exception):
     """The MLflow store cannot be used."""
 
 
+class _Worker:
+    """Does actions in a thread, one after the other; no process waits for it to exit."""
+
+    def __init__(self) -> None:
+        self._actions: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        self._thread: Thread | None = None
+
+    def do(self, action: Callable[[], Result]) -> "Future[Result]":
+        """Take an action; its result will be in the future."""
+        future: Future[Result] = Future()
+        self._actions.put(lambda: _fulfil(future, action))
+        if self._thread is None:
+            self._thread = Thread(target=self._run, name="mlflow", daemon=True)
+            self._thread.start()
+        return future
+
+    def wait(self, seconds: float) -> bool:
+        """Wait for all actions that were taken; return whether they are done."""
+        return bool(wait([self.do(lambda: None)], timeout=seconds).done)
+
+    def _run(self) -> None:
+        while True:
+            self._actions.get()()
+
+
+class _Outage:
+    """What the processes of a project know of a store that failed: a file, by its age."""
+
+    def __init__(self, folder: Path, uri: str) -> None:
+        digest = hashlib.sha256(uri.encode()).hexdigest()[:8]
+        self._path, self._uri = folder / f"mlflow.failed.{digest}", uri
+
+    def age(self) -> float:
+        """Return how many seconds ago the store failed last."""
+        try:
+            return abs(time.time() - self._path.stat().st_mtime)
+        except OSError:
+            return float("inf")
+
+    def note(self) -> bool:
+        """Note a failure; return whether it is the first for long, to be said."""
+        try:
+            if self.age() > _SAY_AGAIN:
+                self._path.unlink(missing_ok=True)
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with self._path.open("x") as file:  # of several processes one says it
+                file.write(f"{self._uri}\n")
+        except FileExistsError:
+            self._path.touch()
+            return False
+        except OSError:
+            pass  # a full disk
+        return True
+
+    def end(self) -> None:
+        """Note that the store works."""
+        with suppress(OSError):
+            self._path.unlink()
+
+
+def redact(text: str, uri: str) -> str:
+    """Strip user names, passwords and tokens, those of the URI and of MLflow's environment."""
+    text = _ACCOUNT.sub("://", text)
+    for secret in sorted(_secrets(uri), key=len, reverse=True):
+        text = text.replace(secret, "***")
+    return text
+
+
+def _secrets(uri: str) -> set[str]:
+    user, password, token = (
+        os.environ.get(f"MLFLOW_TRACKING_{name}", "") for name in ("USERNAME", "PASSWORD", "TOKEN")
+    )
+    found = {password, token, _basic(user, password)}
+    if account := _ACCOUNT.search(uri):
+        user, _, password = account[1].partition(":")
+        found |= {password or user, _basic(unquote(user), unquote(password))}
+    found |= set(re.findall(r"[?&]\w*(?:pass|pwd|secret|token|key)\w*=([^&]*)", uri, re.IGNORECASE))
+    return (found | {unquote(secret) for secret in found}) - {""}
+
+
+def _basic(user: str, password: str) -> str:
+    """Return an account as HTTP sends it."""
+    return b64encode(f"{user}:{password}".encode()).decode() if password else ""
+
+
+def _load_mlflow(uri: str) -> None:
+    """Import all that MLflow needs of itself for a store, which it would do bit by bit."""
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    import_module("mlflow.tracking")
+    if _is_database(uri):
+        import_module("mlflow.store.tracking.sqlalchemy_store")
+        import_module("alembic.script")
+    # It would tell every failure besides, at length.
+    logging.getLogger("mlflow").setLevel(logging.CRITICAL)
+
+
+def _make_database(path: Path) -> None:
+    """Make a new database, which is there as a whole or not at all."""
+    import sqlalchemy
+    from mlflow.store.db.utils import _initialize_tables
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.part")
+    part.unlink(missing_ok=True)
+    engine = sqlalchemy.create_engine(f"sqlite:///{part}")
+    try:
+        _initialize_tables(engine)
+    finally:
+        engine.dispose()
+    part.replace(path)
+
+
+def _is_database(uri: str) -> bool:
+    return bool(re.match(rf"({'|'.join(_SQL)})[+:]", uri))
+
+
+def _database_file(uri: str) -> Path | None:
+    found = re.fullmatch("sqlite:///([^:?]+)", uri)
+    return Path(found[1]) if found else None
+
+
+def _refuse_other_schema(uri: str) -> None:
+    """Raise if a database is of another MLflow, which would upgrade it without asking.
+
+    MLflow tries a database that cannot be opened for minutes, too; this does not.
+    """
+    import sqlalchemy
+    from alembic.migration import MigrationContext
+    from mlflow.store.db.utils import _get_latest_schema_revision
+
+    engine = sqlalchemy.create_engine(uri)
+    try:
+        with engine.connect() as connection:
+            found = MigrationContext.configure(connection).get_current_revision()
+    finally:
+        engine.dispose()
+    if found not in (None, _get_latest_schema_revision()):
+        raise TrackingError(
+            "its database is of another version of MLflow; back it up and run `mlflow db upgrade`"
+        )
+
+
+def _fulfil(future: "Future[Result]", action: Callable[[], Result]) -> None:
+    try:
+        future.set_result(action())
+    except BaseException as error:
+        future.set_exception(error)
+
+
+def _holds(run: "Run", record: RunRecord) -> bool:
+    tags = record.all_tags.items()
+    return bool(run.info.status == record.status and tags <= run.data.tags.items())
+
+
+def _is_whole(run: "Run") -> bool:
+    """Return whether a training came to its end, be it by diverging."""
+    diverged = run.info.status == _FAILED and "error" in run.data.tags
+    return run.info.status == _FINISHED or diverged
+
+
 def _now() -> int:
     return int(time.time() * 1000)
-
-
-def _public(uri: str) -> str:
-    """Strip a user name and password from a URI."""
-    scheme, separator, rest = uri.partition("://")
-    return f"{scheme}{separator}{rest.rpartition('@')[2] if scheme.startswith('http') else rest}"
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0][:300]
