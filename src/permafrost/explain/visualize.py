@@ -11,6 +11,7 @@ from typing import Literal, NoReturn
 import torch
 from torch import Tensor, nn
 
+from permafrost.errors import NotFiniteError
 from permafrost.explain._scopes import explaining
 
 Reduction = Literal["change", "intensity", "max"]
@@ -118,6 +119,8 @@ def visualize_filters(
     ValueError
         If the layer or a filter does not exist, the forward pass does not run the layer, `start`
         is not (3, H, W) or `batch_size` is below 1.
+    NotFiniteError
+        If a picture is not finite, as those of weights that are not.
 
     Notes
     -----
@@ -138,6 +141,8 @@ def visualize_filters(
             images[first : first + len(chunk)] = ascended[: len(chunk)]
             if on_batch is not None:
                 on_batch(len(chunk))
+    if not torch.isfinite(images).all():
+        raise NotFiniteError(f"the pictures of layer {layer!r} are not all finite")
     return images
 
 

@@ -6,7 +6,7 @@ from itertools import cycle
 import torch
 from torch import Tensor
 
-from permafrost.errors import InputError
+from permafrost.errors import InputError, NotFiniteError
 
 AGGREGATES = ("union", "mean", "max", "combined")
 
@@ -38,7 +38,9 @@ def order_filters(scores: Tensor, aggregate: str = "union", reverse: bool = Fals
     InputError
         If the aggregate is unknown.
     ValueError
-        If the scores are not (F, C) with C >= 1 (C = 1 if ``combined``), or not finite.
+        If the scores are not (F, C) with C >= 1 (C = 1 if ``combined``).
+    NotFiniteError
+        If a score is not finite.
     """
     if aggregate not in AGGREGATES:
         known = ", ".join(AGGREGATES)
@@ -48,7 +50,7 @@ def order_filters(scores: Tensor, aggregate: str = "union", reverse: bool = Fals
     if aggregate == "combined" and scores.shape[1] != 1:
         raise ValueError(f"aggregate 'combined' needs scores (F, 1), not {tuple(scores.shape)}")
     if not torch.isfinite(scores).all():
-        raise ValueError("scores are not finite")
+        raise NotFiniteError("scores are not finite")
     if aggregate == "mean":
         scores = scores.double().mean(dim=1, keepdim=True)
     elif aggregate == "max":
