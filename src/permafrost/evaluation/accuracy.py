@@ -18,7 +18,7 @@ class Accuracy:
     Attributes
     ----------
     overall : float
-        Share of the images that are classified correctly, 0..1.
+        Share of the images that are classified correctly, 0..1; of equal logits the first counts.
     per_class : tuple of float
         The same for each of the task's C classes; 0 for a class without images.
     """

@@ -85,7 +85,9 @@ def visualize_filters(
     objectives of a batch: every image then has the gradient that it would have alone, while a
     mean over the batch would shrink it against Adam's epsilon.
 
-    All filters start from the same image: common noise keeps their pictures comparable.
+    All filters start from the same image: common noise keeps their pictures comparable. The picture
+    of a dead filter (weights of zero, or nothing below it answers) is moved by weight decay alone;
+    without that it is the start image.
 
     Parameters
     ----------

@@ -44,7 +44,10 @@ Objective = Callable[[nn.Module, Batch], tuple[Tensor, Tensor, Tensor]]
 
 
 def cross_entropy(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the mean cross entropy of a batch, in nats: the plain objective."""
+    """Return the mean cross entropy of a batch, in nats: the plain objective.
+
+    Of a single class it is 0 and has no gradient: only weight decay then moves the weights.
+    """
     logits = model(batch.images)
     return F.cross_entropy(logits, batch.labels), logits, batch.labels
 
@@ -74,7 +77,7 @@ class TrainingConfig:
     Attributes
     ----------
     epochs : int
-        Passes over the training images, >= 0.
+        Passes over the training images, >= 0; 0 leaves the network as it is.
     optimizer : {"sgd", "adam", "adamw"}
         A fresh one is made for each task.
     lr, momentum, weight_decay : float
