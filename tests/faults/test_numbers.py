@@ -281,7 +281,11 @@ def test_no_map_picture_or_ranking_is_made_of_nan(tally, rounds, make_network, b
             for method in SALIENCY_METHODS:
                 if what == "bias -inf" and method not in ("fullgrad", "smooth_fullgrad"):
                     continue  # its maps do not look at biases
-                with fault.trial((what, method)), refused(NotFiniteError, "not all finite"):
+                said = "maps" if what == "bias -inf" else "logits"
+                with (
+                    fault.trial((what, method)),
+                    refused(NotFiniteError, f"{said} are not all finite"),
+                ):
                     class_saliency(model, batches.ordered(8), 2, method=method)
             for criterion in known_criteria():
                 with fault.trial((what, criterion)), refused(NotFiniteError, "is not finite"):
@@ -420,6 +424,24 @@ def test_all_or_nothing_of_the_other_methods(tally, make_network, make_sequence,
                     before = copy.deepcopy(network.features.state_dict())
                     learner.learn_task(network, strategy("shared", layers=share), Progress(1, []))
                     assert same_bits(before, network.features.state_dict()) == (share == 1)
+
+
+def test_gradients_pass_a_layer_that_is_frozen_as_a_whole(tally, view, batches):
+    with tally("layers frozen as a whole") as fault:
+        modes, precisions = ("full", "affine", "none"), ("float32", "bfloat16")
+        for width, mode, precision in product((0.008, 0.05), modes, precisions):
+            with fault.trial((width, mode, precision)):
+                model = view(width=width)
+                before = copy.deepcopy(model.state_dict())
+                layers = conv_layers(model)
+                middle = "features.8"
+                mask = torch.ones(layers[middle].out_channels, dtype=torch.bool)
+                with frozen_filters(model, {middle: mask}, mode):
+                    assert not list(model.get_submodule(middle).parameters())
+                    train(model, batches, replace(MILD, precision=precision))
+                for name in layers:
+                    moved = not torch.equal(before[f"{name}.weight"], layers[name].weight)
+                    assert moved == (name != middle), name
 
 
 @pytest.mark.parametrize("batch_norm", ["full", "affine", "none"])
