@@ -13,7 +13,7 @@ import permafrost
 from permafrost import cells, experiment
 from permafrost.artifacts import file_digest, load_tensors, save_record, save_tasks, save_tensors
 from permafrost.cells import CellRequest, Outcome, code_digest, machine, run_record
-from permafrost.errors import InputError
+from permafrost.errors import InputError, NotFiniteError
 from permafrost.evaluation import Accuracy
 from permafrost.experiment import (
     CellInputs,
@@ -613,6 +613,20 @@ def test_a_training_that_diverges_is_a_failed_cell(store, inputs):
     assert as_json(store.load(record["key"])) == as_json(record)
     assert train_cell(store, params, FINETUNE, inputs, None, CPU) == as_json(record)  # not again
     assert len(store.tracker.runs) == 1
+
+
+def test_a_training_whose_drift_is_not_finite_is_a_failed_cell(store, inputs, monkeypatch):
+    """What was trained before is told: its epochs, and how long they took."""
+
+    def overflow(*_):
+        raise NotFiniteError("a response of layer features.0 is not finite")
+
+    monkeypatch.setattr(experiment, "response_drift", overflow)
+    record = train_cell(store, make_params(), FINETUNE, inputs, None, CPU)
+    assert (record["row"]["status"], "R" in record["row"]) == ("failed", False)
+    assert record["row"]["error"] == "a response of layer features.0 is not finite"
+    assert [row["epoch"] for row in record["history"]] == [1, 2]
+    assert store.seconds(record["key"]) > 0
 
 
 @pytest.mark.parametrize("head", ["shared", "expanding"])

@@ -1,4 +1,4 @@
-"""The one exception for input that cannot be used."""
+"""The exceptions that the command line tells in one line."""
 
 
 class InputError(Exception):
@@ -6,4 +6,11 @@ class InputError(Exception):
 
     Its text is one line: the key or file, what was wrong, what is allowed. The command line prints
     that line without a traceback and ends with exit code 2.
+    """
+
+
+class NotFiniteError(InputError, ValueError):
+    """A network, or what is computed with it, holds numbers that are not finite.
+
+    Nearly always its training has diverged; a lower learning rate or penalty mends that.
     """

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from permafrost.cells import CellRequest, CellStore, Outcome, machine
 from permafrost.data import Batches, TaskSequence
+from permafrost.errors import NotFiniteError
 from permafrost.evaluation import (
     Accuracy,
     average_accuracy,
@@ -51,7 +52,7 @@ from permafrost.strategies import (
     body_parameters,
 )
 from permafrost.strategies.reranking import ExplainConfig, rank_network
-from permafrost.training import TrainingConfig, TrainingDiverged, part_of, resolve_precision
+from permafrost.training import TrainingConfig, part_of, resolve_precision
 
 OnEpoch = Callable[[Progress], None]
 
@@ -145,7 +146,13 @@ def train_first_task(
     device: torch.device,
     on_epoch: OnEpoch | None = None,
 ) -> dict[str, Any]:
-    """Train the first task of a seed, or find it stored; return its record."""
+    """Train the first task of a seed, or find it stored; return its record.
+
+    Raises
+    ------
+    TrainingDiverged
+        If the training diverges; nothing is stored of it.
+    """
     request = CellRequest(
         kind="first_task",
         name=f"first task seed {seed}",
@@ -237,6 +244,9 @@ def train_cell(
 ) -> dict[str, Any]:
     """Train a cell, or find it stored; return its record.
 
+    A training that diverges is a record too: the row's ``status`` is ``failed`` and its ``error``
+    says where; it has no accuracies.
+
     Parameters
     ----------
     store : CellStore
@@ -268,33 +278,46 @@ def train_cell(
             keep=keep_config(params),
         )
         network = new_network(params, spec.seed).to(device)
-        rows: list[list[Accuracy | None] | None] = [] if progress else [learner.measure(network, 0)]
+        progress = progress or Progress(0, [learner.measure(network, 0)])
         try:
-            if isinstance(strategy, Joint):
-                progress = progress or Progress(0, rows)
-                learner.learn_jointly(network, strategy, progress, after_epoch)
-            else:
-                network.load_state_dict(inputs.first)
-                rows += [] if progress else [learner.measure(network, 1)]
-                progress = progress or Progress(1, rows, memory=memory)
-                while progress.learned < len(inputs.tasks.tasks):
-                    learner.learn_task(network, strategy, progress, after_epoch)
-        except TrainingDiverged as error:
+            _learn(learner, network, strategy, progress, inputs.first, memory, after_epoch)
+            results = _results(request.key, params, spec, progress)
+            results["row"]["memory_bytes"] = _memory_bytes(strategy, inputs.tasks, progress, masks)
+            # With more tasks the frozen filters change between them.
+            if not isinstance(strategy, Joint) and len(inputs.tasks.tasks) == 2:
+                final = strategy.network_for(network, 0, progress.memory)
+                layers = {n: m for n, m in progress.memory.items() if m.dtype == torch.bool}
+                drift = _drift(params, spec, inputs, masks or layers, final, device)
+                results["drift"] = drift["layers"]
+                results["row"] |= drift["means"]
+        except NotFiniteError as error:
             row = _row_head(request.key, params, spec) | {"status": "failed", "error": str(error)}
-            failed = {"row": row, "history": progress.history if progress else []}
-            return Outcome(failed, network.state_dict(), 0.0)
-        results = _results(request.key, params, spec, progress)
-        results["row"]["memory_bytes"] = _memory_bytes(strategy, inputs.tasks, progress, masks)
-        # With more tasks the frozen filters change between them.
-        if not isinstance(strategy, Joint) and len(inputs.tasks.tasks) == 2:
-            final = strategy.network_for(network, 0, progress.memory)
-            layers = {n: m for n, m in progress.memory.items() if m.dtype == torch.bool}
-            drift = _drift(params, spec, inputs, masks or layers, final, device)
-            results["drift"] = drift["layers"]
-            results["row"] |= drift["means"]
-        return Outcome(results, network.state_dict(), progress.seconds)
+            results = {"row": row, "history": progress.history + progress.training.history}
+        seconds = progress.seconds + progress.training.seconds
+        return Outcome(results, network.state_dict(), seconds)
 
     return store.obtain(request, train, on_epoch)
+
+
+def _learn(
+    learner: Learner,
+    network: TaskNetwork,
+    strategy: Strategy,
+    progress: Progress,
+    first: Memory,
+    memory: Memory,
+    after_epoch: OnEpoch,
+) -> None:
+    """Learn what is left to learn, from the first task's weights and what is kept of it."""
+    if isinstance(strategy, Joint):
+        learner.learn_jointly(network, strategy, progress, after_epoch)
+        return
+    network.load_state_dict(first)
+    if progress.learned == 0:
+        progress.rows.append(learner.measure(network, 1))
+        progress.learned, progress.memory = 1, memory
+    while progress.learned < len(learner.sequence.tasks):
+        learner.learn_task(network, strategy, progress, after_epoch)
 
 
 def _memory(strategy: Strategy, inputs: CellInputs) -> tuple[Memory, str | None]:

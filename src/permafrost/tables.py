@@ -48,6 +48,8 @@ def accuracy_table(
 ) -> str:
     """Return a table of accuracies with mean and 95% interval, in percent.
 
+    Failed cells count in no mean; the line's label says of how many seeds they are.
+
     Parameters
     ----------
     labels : sequence of str
@@ -67,7 +69,7 @@ def accuracy_table(
     for first, rows in members:
         further = more(first, rows) if more else ()
         failed = sum(row.get("status") == "failed" for row in rows)
-        note = [f"{first[-1]} ({failed} of {len(rows)} failed)"] if failed else first[-1:]
+        note = [f"{first[-1]} (failed: {failed} of {len(rows)} seeds)"] if failed else first[-1:]
         figures = [percent(measure(rows, name)) for name in measures]
         lines.append([*first[:-1], *note, *figures, *further])
     return markdown([*labels, *names, *headings], lines)

@@ -85,7 +85,8 @@ class Batches:
         generator : torch.Generator
             A generator of the CPU.
         batch_size : int
-            At least 1; the last batch may be smaller.
+            At least 1. The last batch holds what is left over, down to one image; no image is left
+            out of an epoch. A data set that is smaller than a batch is one batch.
         flip : bool
             Mirror each image left to right with probability 1/2, after the crop.
         padding : int

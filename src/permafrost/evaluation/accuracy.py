@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from permafrost.data import Batches
+from permafrost.errors import NotFiniteError
 from permafrost.models import Head, TaskNetwork
 
 
@@ -17,9 +18,9 @@ class Accuracy:
     Attributes
     ----------
     overall : float
-        Share of the images that are classified correctly, 0..1.
+        Share of the images that are classified correctly, 0..1; of equal logits the first counts.
     per_class : tuple of float
-        The same for each of the task's C classes.
+        The same for each of the task's C classes; 0 for a class without images.
     """
 
     overall: float
@@ -44,12 +45,24 @@ def accuracy(
         Added to the labels to index the logits (a class-incremental head).
     batch_size : int
         Images at once.
+
+    Raises
+    ------
+    NotFiniteError
+        If a logit is not finite: the largest of such says nothing.
+    ValueError
+        If there are no images.
     """
+    if not len(batches):
+        raise ValueError("there are no images to measure the accuracy on")
     model.eval()
     correct = torch.zeros(classes, dtype=torch.int64)
     count = torch.zeros(classes, dtype=torch.int64)
     for images, labels in batches.ordered(batch_size):
-        hits = (model(images).argmax(1) == labels + offset).cpu()
+        logits = model(images)
+        if not torch.isfinite(logits).all():
+            raise NotFiniteError("a logit is not finite")
+        hits = (logits.argmax(1) == labels + offset).cpu()
         labels = labels.cpu()
         correct += torch.bincount(labels[hits], minlength=classes)
         count += torch.bincount(labels, minlength=classes)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from permafrost.data import Batches
+from permafrost.errors import NotFiniteError
 
 
 @torch.no_grad()
@@ -40,6 +41,11 @@ def response_drift(
     dict of str to Tensor, shape (F,)
         Drift, >= 0, per layer. A filter that gave no response before has 0 if it gives none now,
         else 1: all of its response is new.
+
+    Raises
+    ------
+    NotFiniteError
+        If a response is not finite; names the layer.
     """
     before.eval()
     after.eval()
@@ -50,6 +56,9 @@ def response_drift(
         for name in layers:
             change[name] = change.get(name, torch.tensor(0.0)) + _energy(new[name] - old[name])
             size[name] = size.get(name, torch.tensor(0.0)) + _energy(old[name])
+    for name in layers:
+        if not torch.isfinite(change[name] + size[name]).all():
+            raise NotFiniteError(f"a response of layer {name} is not finite")
     return {name: _relative(change[name], size[name]) for name in layers}
 
 

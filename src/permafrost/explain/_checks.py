@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from permafrost.errors import NotFiniteError
+
 
 def check_images(images: Tensor, targets: Tensor) -> None:
     """Refuse images that are not (N, 3, H, W) and targets that are not (N,)."""
@@ -16,8 +18,15 @@ def check_logits(logits: Tensor, targets: Tensor) -> None:
     if logits.ndim != 2:
         raise ValueError(f"the model must return logits (N, C), not {tuple(logits.shape)}")
     if not torch.isfinite(logits).all():
-        raise ValueError("the model's logits are not all finite")
+        raise NotFiniteError("the model's logits are not all finite")
     check_range(targets, logits.shape[1], "targets")
+
+
+def check_maps(maps: Tensor) -> Tensor:
+    """Refuse maps that are not finite; return them."""
+    if not torch.isfinite(maps).all():
+        raise NotFiniteError("the saliency maps are not all finite")
+    return maps
 
 
 def check_range(labels: Tensor, classes: int, what: str) -> None:

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from permafrost.explain._checks import check_images, check_logits
+from permafrost.explain._checks import check_images, check_logits, check_maps
 from permafrost.explain._scopes import explaining
 from permafrost.explain.visualize import conv_layers
 
@@ -46,7 +46,9 @@ def input_x_gradient(model: nn.Module, images: Tensor, targets: Tensor) -> Tenso
     Raises
     ------
     ValueError
-        If a shape or a target does not fit, or a logit is not finite.
+        If a shape or a target does not fit.
+    NotFiniteError
+        If a logit or a map is not finite.
     """
     from captum.attr import InputXGradient
 
@@ -165,7 +167,8 @@ def gradcam(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
             images.detach(), targets, relu_attributions=True
         )
     size = images.shape[2:]
-    return F.interpolate(cam.detach(), size, mode="bilinear", align_corners=False).squeeze(1)
+    maps = F.interpolate(cam.detach(), size, mode="bilinear", align_corners=False).squeeze(1)
+    return check_maps(maps)
 
 
 class _CheckedNetwork(nn.Module):
@@ -213,4 +216,4 @@ def _own_inputs(model: nn.Module) -> Iterator[None]:
 
 def _one_map(attributions: Tensor) -> Tensor:
     """Reduce (N, 3, H, W) to (N, H, W)."""
-    return attributions.detach().abs().sum(1)
+    return check_maps(attributions.detach().abs().sum(1))

@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.hooks import RemovableHandle
 
-from permafrost.explain._checks import check_images, check_logits
+from permafrost.explain._checks import check_images, check_logits, check_maps
 from permafrost.explain._scopes import explaining
 
 Reading = Literal["layer", "channel"]
@@ -111,8 +111,10 @@ def fullgrad(
     Raises
     ------
     ValueError
-        If `reading` is unknown, a shape or a target does not fit, a logit is not finite, or a
-        BatchNorm keeps no running statistics (its images would depend on each other).
+        If `reading` is unknown, a shape or a target does not fit, or a BatchNorm keeps no running
+        statistics (its images would depend on each other).
+    NotFiniteError
+        If a logit or a map is not finite.
     """
     return decompose(model, images, targets, reading).maps
 
@@ -331,7 +333,7 @@ def _backpropagate(
         # Only the input's gradient is asked for, so no weight gradient is computed.
         (gradient,) = torch.autograd.grad(chosen.sum(), x)
     terms.add_input(gradient * x.detach())
-    return Decomposition(terms.maps, terms.errors(chosen.detach()))
+    return Decomposition(check_maps(terms.maps), terms.errors(chosen.detach()))
 
 
 @contextmanager

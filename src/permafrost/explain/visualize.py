@@ -11,6 +11,7 @@ from typing import Literal, NoReturn
 import torch
 from torch import Tensor, nn
 
+from permafrost.errors import NotFiniteError
 from permafrost.explain._scopes import explaining
 
 Reduction = Literal["change", "intensity", "max"]
@@ -84,7 +85,9 @@ def visualize_filters(
     objectives of a batch: every image then has the gradient that it would have alone, while a
     mean over the batch would shrink it against Adam's epsilon.
 
-    All filters start from the same image: common noise keeps their pictures comparable.
+    All filters start from the same image: common noise keeps their pictures comparable. The picture
+    of a dead filter (weights of zero, or nothing below it answers) is moved by weight decay alone;
+    without that it is the start image.
 
     Parameters
     ----------
@@ -118,6 +121,8 @@ def visualize_filters(
     ValueError
         If the layer or a filter does not exist, the forward pass does not run the layer, `start`
         is not (3, H, W) or `batch_size` is below 1.
+    NotFiniteError
+        If a picture is not finite, as those of weights that are not.
 
     Notes
     -----
@@ -138,6 +143,8 @@ def visualize_filters(
             images[first : first + len(chunk)] = ascended[: len(chunk)]
             if on_batch is not None:
                 on_batch(len(chunk))
+    if not torch.isfinite(images).all():
+        raise NotFiniteError(f"the pictures of layer {layer!r} are not all finite")
     return images
 
 

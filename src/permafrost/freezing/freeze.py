@@ -45,7 +45,8 @@ def frozen_filters(
     """Keep filters frozen, bit for bit, inside a ``with`` block.
 
     Make the optimizer inside the block: there ``model.parameters()`` holds the live rows only. On
-    leaving, the plain layers return, with what was learned.
+    leaving, the plain layers return, with what was learned. A layer whose filters are all frozen
+    has no parameters inside the block; gradients pass through it to the layers below.
 
     Parameters
     ----------

@@ -118,6 +118,10 @@ def build_network(
     stage seconds), followed by global average pooling and a linear
     head; weights are drawn as torchvision draws them (He et al. 2015, fan-out).
 
+    Images need sides of at least 32 pixels: five poolings halve them (rounded down), and PyTorch
+    refuses smaller ones. The last BatchNorm then sees at least 2 x 2 positions of each image, so
+    that a batch of one image has a variance and can be trained on.
+
     Parameters
     ----------
     arch : {"vgg11", "vgg13", "vgg16", "vgg19"}

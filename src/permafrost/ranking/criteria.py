@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from permafrost.errors import InputError
+from permafrost.errors import InputError, NotFiniteError
 from permafrost.explain import conv_layers
 from permafrost.freezing import batch_norm_after
 from permafrost.ranking.metrics import METRICS, evaluate_metric, get_metric
@@ -62,7 +62,16 @@ def network_evidence(model: nn.Module, seed: int) -> Evidence:
     -------
     evidence : Evidence
         Weights and, where a BatchNorm stands directly behind a convolution, γ; on the CPU.
+
+    Raises
+    ------
+    NotFiniteError
+        If a weight or a statistic of the network is not finite; names it. No criterion ranks such
+        a network, not even those that do not look at that number.
     """
+    for name, value in model.state_dict().items():
+        if not torch.isfinite(value).all():
+            raise NotFiniteError(f"the network's {name} is not finite")
     norms = {conv: model.get_submodule(norm) for conv, norm in batch_norm_after(model).items()}
     return Evidence(
         weights={name: layer.weight.detach().cpu() for name, layer in conv_layers(model).items()},

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from permafrost.errors import InputError
+from permafrost.errors import InputError, NotFiniteError
 
 SSIM_WINDOW = 11
 SSIM_SIGMA = 1.5
@@ -401,12 +401,12 @@ def evaluate_metric(metric: MapMetric, filter_maps: Tensor, class_maps: Tensor) 
 
 
 def _check_maps(filter_maps: Tensor, class_maps: Tensor) -> None:
-    """Raise ValueError unless both are (N, H, W) with one H and W, not empty, and finite."""
+    """Refuse maps unless both are (N, H, W) with one H and W, not empty, and finite."""
     for name, maps in (("filter_maps", filter_maps), ("class_maps", class_maps)):
         if maps.ndim != 3 or 0 in maps.shape:
             raise ValueError(f"{name} have shape {tuple(maps.shape)}, not (N, H, W) without a 0")
         if not torch.isfinite(maps).all():
-            raise ValueError(f"{name} hold values that are not finite")
+            raise NotFiniteError(f"{name} hold values that are not finite")
     if filter_maps.shape[1:] != class_maps.shape[1:]:
         raise ValueError(
             f"filter_maps are {tuple(filter_maps.shape[1:])}, "

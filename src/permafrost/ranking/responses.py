@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.hooks import RemovableHandle
 
+from permafrost.errors import NotFiniteError
 from permafrost.explain import conv_layers
 from permafrost.explain._scopes import explaining
 from permafrost.freezing import batch_norm_after
@@ -75,9 +76,11 @@ def filter_responses(
     Raises
     ------
     ValueError
-        If a criterion is unknown, a class has no image, a label is out of range, an image or a
-        response is not finite, a convolution runs twice, or a BatchNorm keeps no running
-        statistics (its images would depend on each other).
+        If a criterion is unknown, a class has no image, a label is out of range, an image is not
+        finite, a convolution runs twice, or a BatchNorm keeps no running statistics (its images
+        would depend on each other).
+    NotFiniteError
+        If a response is not finite.
     TypeError
         If ``relevance`` is asked for and captum has no rule for one of the model's modules.
 
@@ -123,7 +126,7 @@ def _means(
     for layer, total in totals.items():
         means[layer] = (total / counts.to(total.device)).to(dtype)
         if not torch.isfinite(means[layer]).all():
-            raise ValueError(f"'{criterion}' of layer '{layer}' is not finite")
+            raise NotFiniteError(f"'{criterion}' of layer '{layer}' is not finite")
     return means
 
 

@@ -6,7 +6,7 @@ from itertools import cycle
 import torch
 from torch import Tensor
 
-from permafrost.errors import InputError
+from permafrost.errors import InputError, NotFiniteError
 
 AGGREGATES = ("union", "mean", "max", "combined")
 
@@ -20,9 +20,10 @@ def order_filters(scores: Tensor, aggregate: str = "union", reverse: bool = Fals
         Scores of F filters for C classes (C >= 1); higher is better.
     aggregate : {"union", "mean", "max", "combined"}
         How the classes' orders combine. ``union``: the classes take turns, class 0 first, and each
-        adds its best filter that is not yet taken. ``mean`` and ``max``: by the mean or maximum of
-        a filter's scores over the classes. ``combined``: the scores (F, 1) come from evidence of
-        all classes at once, as :func:`permafrost.ranking.combine_classes` makes it.
+        adds its best filter that is not yet taken; of one class that is its own order. ``mean`` and
+        ``max``: by the mean or maximum of a filter's scores over the classes. ``combined``: the
+        scores (F, 1) come from evidence of all classes at once, as
+        :func:`permafrost.ranking.combine_classes` makes it.
     reverse : bool
         Worst first: under ``union`` each class adds its worst filter not yet taken, else the
         lowest mean, maximum or score comes first. Ties still go by the lower index, so this is
@@ -38,7 +39,9 @@ def order_filters(scores: Tensor, aggregate: str = "union", reverse: bool = Fals
     InputError
         If the aggregate is unknown.
     ValueError
-        If the scores are not (F, C) with C >= 1 (C = 1 if ``combined``), or not finite.
+        If the scores are not (F, C) with C >= 1 (C = 1 if ``combined``).
+    NotFiniteError
+        If a score is not finite.
     """
     if aggregate not in AGGREGATES:
         known = ", ".join(AGGREGATES)
@@ -48,7 +51,7 @@ def order_filters(scores: Tensor, aggregate: str = "union", reverse: bool = Fals
     if aggregate == "combined" and scores.shape[1] != 1:
         raise ValueError(f"aggregate 'combined' needs scores (F, 1), not {tuple(scores.shape)}")
     if not torch.isfinite(scores).all():
-        raise ValueError("scores are not finite")
+        raise NotFiniteError("scores are not finite")
     if aggregate == "mean":
         scores = scores.double().mean(dim=1, keepdim=True)
     elif aggregate == "max":
@@ -59,6 +62,9 @@ def order_filters(scores: Tensor, aggregate: str = "union", reverse: bool = Fals
 
 def count_frozen(pct: float, filters: int) -> int:
     """Count the filters to freeze: pct * filters, rounded to the nearest, half up.
+
+    So a narrow layer may be frozen as a whole (0.5 of one filter) or not at all (0.4 of one) where
+    wider layers freeze some filters.
 
     Parameters
     ----------

@@ -6,8 +6,10 @@ from typing import Any
 
 from permafrost.artifacts import load_json, load_record, save_json, write_atomically
 from permafrost.cells import CellStore
+from permafrost.errors import InputError
 from permafrost.params import Params
 from permafrost.pictures import draw_trade_off
+from permafrost.plan import CellSpec
 from permafrost.stages.workspace import (
     FILTER_PICTURES,
     RANK_PICTURES,
@@ -30,9 +32,18 @@ from permafrost.variants import add_pictures
 SEED_BY_PCT = {"25%": ("20.7", "39.2"), "75%": ("38.4", "25.7")}
 SEED_BEFORE = ("45.7", "13.2")
 
+_FAILURES_TOLD = 3
+
 
 def run() -> None:
-    """Write the tables and the trade-off's plot, and add all pictures to the variant's run."""
+    """Write the tables and the trade-off's plot, and add all pictures to the variant's run.
+
+    Raises
+    ------
+    InputError
+        If trainings of the sweep have failed; everything is written before, so that the tables
+        show them beside the others.
+    """
     with open_stage("report") as workspace:
         params = workspace.params
         variant = load_record(VARIANT)
@@ -43,6 +54,26 @@ def run() -> None:
         _draw(rows, params)
         add_pictures(workspace.store, variant, _pictures(params))
         print(f"report: the tables are in {TABLES}")
+    failed = _failed(rows)
+    if failed:
+        shown = ", ".join(f"{name} ({error})" for name, error in failed[:_FAILURES_TOLD])
+        more = f" and {len(failed) - _FAILURES_TOLD} more" if len(failed) > _FAILURES_TOLD else ""
+        raise InputError(
+            f"sweep: {len(failed)} of {len(rows)} cells failed: {shown}{more}; {TABLES} shows them"
+        )
+
+
+def _failed(rows: list[Row]) -> list[tuple[str, str]]:
+    """Return the names of the failed cells, and why each failed."""
+    found = []
+    for row in rows:
+        if row["status"] == "failed":
+            hyper = tuple(sorted(row["hyper"].items()))
+            spec = CellSpec(
+                row["strategy"], row["seed"], row["head"], row["metric"], row["pct"], hyper
+            )
+            found.append((spec.name, row["error"]))
+    return found
 
 
 def _with_variant(rows: list[Row], variant: list[Row]) -> list[Row]:
@@ -96,7 +127,18 @@ def tables(
             *_by_metric(mine, params, choices[head]),
             *_methods(mine, rows, params, choices[head], times),
         ]
-    return "\n\n".join([*parts, *_assumptions(params)]) + "\n"
+    return "\n\n".join([*parts, *_failures(rows), *_assumptions(params)]) + "\n"
+
+
+def _failures(rows: list[Row]) -> list[str]:
+    failed = _failed(rows)
+    if not failed:
+        return []
+    return [
+        "## Failed trainings",
+        "They count in no mean above.",
+        markdown(["training", "why"], failed),
+    ]
 
 
 def _preamble(params: Params) -> str:

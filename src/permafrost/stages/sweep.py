@@ -10,7 +10,11 @@ from permafrost.stages.workspace import SWEEP, note_seconds, open_stage
 
 
 def run() -> None:
-    """Write a row for each cell, in the order that the params give."""
+    """Write a row for each cell, in the order that the params give.
+
+    A cell that diverges is a failed row and does not keep the others from being trained; stage
+    report tells it in its tables and by its exit code.
+    """
     with open_stage("sweep") as workspace:
         specs = sweep_cells(workspace.params, read_choices(workspace.params))
         records = train_cells(workspace, specs, "sweep")

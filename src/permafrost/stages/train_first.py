@@ -1,6 +1,7 @@
 """Stage train_first: train the network on the first task."""
 
 from permafrost.artifacts import file_digest, load_tasks, write_atomically
+from permafrost.errors import InputError
 from permafrost.experiment import train_first_task
 from permafrost.stages.workspace import (
     FIRST,
@@ -12,22 +13,32 @@ from permafrost.stages.workspace import (
     publish_cell,
     seed_file,
 )
+from permafrost.training import TrainingDiverged
 
 
 def run(seed: int) -> None:
-    """Write the weights and the results of one seed's first task."""
+    """Write the weights and the results of one seed's first task.
+
+    Raises
+    ------
+    InputError
+        If the training diverges; names the step and the learning rate.
+    """
     with open_stage("train_first", seed) as workspace:
         params, path = workspace.params, seed_file(TASKS, seed)
         with progress_bar(f"first task, seed {seed}", params.train.epochs) as advance:
-            record = train_first_task(
-                workspace.store,
-                params,
-                seed,
-                load_tasks(path),
-                file_digest(path),
-                workspace.device,
-                lambda _: advance(1),
-            )
+            try:
+                record = train_first_task(
+                    workspace.store,
+                    params,
+                    seed,
+                    load_tasks(path),
+                    file_digest(path),
+                    workspace.device,
+                    lambda _: advance(1),
+                )
+            except TrainingDiverged as error:
+                raise InputError(f"train: {error}; set a lower learning rate") from error
         publish_cell(
             workspace.store,
             record,

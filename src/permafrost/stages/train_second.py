@@ -47,7 +47,13 @@ def read_masks(seed: int, params: Params) -> dict[str, Tensor]:
 
 
 def run(seed: int) -> None:
-    """Write the weights and the results of one seed's variant."""
+    """Write the weights and the results of one seed's variant.
+
+    Raises
+    ------
+    InputError
+        If the training diverges; names the step and the learning rate.
+    """
     with open_stage("train_second", seed) as workspace:
         params = workspace.params
         epochs = params.train.epochs * (params.split.tasks - 1)

@@ -14,7 +14,15 @@ Choice = dict[str, Any]
 
 
 def run() -> None:
-    """Write what was tried and what was chosen, under each head."""
+    """Write what was tried and what was chosen, under each head.
+
+    A trial that diverges is never chosen, and else no failure: a grid may reach too far.
+
+    Raises
+    ------
+    InputError
+        If all trials of a method diverge.
+    """
     with open_stage("tune") as workspace:
         choices = {head: _choose(workspace, head) for head in heads(workspace.params)}
         save_record(TUNE, {"seed": workspace.params.seeds[0], "heads": choices})
@@ -22,7 +30,9 @@ def run() -> None:
             for name, choice in methods.items():
                 tried = len(choice["trials"])
                 shown = ", ".join(f"{key} {value:g}" for key, value in choice["chosen"].items())
-                print(f"{head}, {name}: {shown} ({f'of {tried}' if tried else 'fixed'})")
+                diverged = sum(trial["acc_mean"] is None for trial in choice["trials"])
+                about = f"of {tried}" + (f", {diverged} diverged" if diverged else "")
+                print(f"{head}, {name}: {shown} ({about if tried else 'fixed'})")
 
 
 def read_choices(params: Params) -> Chosen:

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from permafrost.data import Batches, TaskSequence
+from permafrost.errors import NotFiniteError
 from permafrost.evaluation import Accuracy, accuracy_row
 from permafrost.models import Head, TaskNetwork
 from permafrost.seeding import generator
 from permafrost.strategies.base import Keep, Lesson, Memory, Phase, Strategy
 from permafrost.strategies.joint import Joint, union
-from permafrost.training import TrainingConfig, TrainingState, fit
+from permafrost.training import TrainingConfig, TrainingDiverged, TrainingState, fit
 
 
 @dataclass
@@ -133,10 +134,23 @@ class Learner:
         progress: Progress,
         on_epoch: OnEpoch | None = None,
     ) -> None:
-        """Learn the next task; ``progress`` moves on by one task and one row of R."""
+        """Learn the next task; ``progress`` moves on by one task and one row of R.
+
+        Raises
+        ------
+        TrainingDiverged
+            If one of the task's trainings diverges, or what the strategy makes of it is not finite;
+            names the task and the training.
+        """
         phases = strategy.phases(self._lesson(network, progress))
         while progress.phase < len(phases):
-            self._train_phase(network, strategy, phases[progress.phase], progress, on_epoch)
+            phase = phases[progress.phase]
+            try:
+                self._train_phase(network, strategy, phase, progress, on_epoch)
+            except NotFiniteError as error:
+                where = f"task {progress.learned + 1}"
+                where += "" if phase.name == "learn" else f", {phase.name}"
+                raise TrainingDiverged(f"{where}: {error}") from error
         self._finish(progress, network, strategy, progress.learned + 1)
 
     def _train_phase(
@@ -184,7 +198,13 @@ class Learner:
         progress: Progress,
         on_epoch: OnEpoch | None = None,
     ) -> None:
-        """Learn all tasks at once; only the first and the last row of R exist."""
+        """Learn all tasks at once; only the first and the last row of R exist.
+
+        Raises
+        ------
+        TrainingDiverged
+            As :func:`permafrost.training.fit`.
+        """
         tasks = len(self.sequence.tasks)
         rows = fit(
             strategy.view(network),

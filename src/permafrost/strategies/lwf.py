@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from permafrost.errors import NotFiniteError
 from permafrost.strategies.base import Guard, Lesson, Memory, Phase, Strategy
 from permafrost.strategies.old_heads import old_logits
 from permafrost.training import Batch
@@ -82,11 +83,20 @@ def distillation(logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:
 
 @torch.no_grad()
 def teacher_memory(lesson: Lesson) -> Memory:
-    """Record what the network that has just learned a task answers to the next task's images."""
+    """Record what the network that has just learned a task answers to the next task's images.
+
+    Raises
+    ------
+    NotFiniteError
+        If an answer is not finite.
+    """
     network, learned = lesson.network.eval(), lesson.learned + 1
     body = lesson.view(0)[:-1]
     answers = [
         old_logits(network, lesson.head, learned, body(images))
         for images, _ in lesson.batches(learned).ordered(256)
     ]
-    return {TEACHER: torch.cat(answers).cpu()}
+    teacher = torch.cat(answers).cpu()
+    if not torch.isfinite(teacher).all():
+        raise NotFiniteError("the old network's answers are not finite")
+    return {TEACHER: teacher}

@@ -34,7 +34,9 @@ class PackNet(Strategy):
     Attributes
     ----------
     prune : float
-        Share of the weights that is freed, 0..1.
+        Share of the weights that is freed, 0..1. 0 leaves nothing for the next task to train but
+        its own head. 1 leaves zeros in every convolution: the old task is lost, and no gradient
+        passes through them, so that the next one is hardly learned.
     """
 
     prune: float = 0.5

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from permafrost.errors import NotFiniteError
 from permafrost.freezing import current_weights
 from permafrost.models import TaskNetwork
 from permafrost.strategies.base import Memory
@@ -19,7 +20,16 @@ def body_parameters(network: TaskNetwork) -> dict[str, nn.Parameter]:
 
 
 def remember(precision: Mapping[str, Tensor], centre: Mapping[str, Tensor]) -> Memory:
-    """Put precisions and centres into one memory."""
+    """Put precisions and centres into one memory.
+
+    Raises
+    ------
+    NotFiniteError
+        If a precision is not finite; names the parameter.
+    """
+    for name, value in precision.items():
+        if not torch.isfinite(value).all():
+            raise NotFiniteError(f"the importance of {name} is not finite")
     memory = {f"{PRECISION}{name}": value for name, value in precision.items()}
     return memory | {f"{CENTRE}{name}": centre[name].detach().clone() for name in precision}
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from permafrost.data import Batches
+from permafrost.errors import NotFiniteError
 from permafrost.training.optimizers import OptimizerName, build_optimizer
 from permafrost.training.precision import Precision, computing_in
 
@@ -43,7 +44,10 @@ Objective = Callable[[nn.Module, Batch], tuple[Tensor, Tensor, Tensor]]
 
 
 def cross_entropy(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the mean cross entropy of a batch, in nats: the plain objective."""
+    """Return the mean cross entropy of a batch, in nats: the plain objective.
+
+    Of a single class it is 0 and has no gradient: only weight decay then moves the weights.
+    """
     logits = model(batch.images)
     return F.cross_entropy(logits, batch.labels), logits, batch.labels
 
@@ -73,7 +77,7 @@ class TrainingConfig:
     Attributes
     ----------
     epochs : int
-        Passes over the training images, >= 0.
+        Passes over the training images, >= 0; 0 leaves the network as it is.
     optimizer : {"sgd", "adam", "adamw"}
         A fresh one is made for each task.
     lr, momentum, weight_decay : float
@@ -99,8 +103,8 @@ class TrainingConfig:
     precision: Precision = "float32"
 
 
-class TrainingDiverged(RuntimeError):
-    """The loss is not a finite number."""
+class TrainingDiverged(NotFiniteError):
+    """The loss is not finite, or what a training has made of the network is not."""
 
 
 @dataclass
@@ -141,6 +145,11 @@ def fit(
 ) -> list[dict[str, Any]]:
     """Train a model on one task.
 
+    A training has diverged, and ends at once, if the loss of a step is not finite, or if after an
+    epoch a weight, a statistic of a BatchNorm, a number of the optimizer or of the observer or (by
+    ``measure``) a logit is not: then no later loss need show it. A loss that is large but finite is
+    a bad training, which its accuracy tells.
+
     Parameters
     ----------
     model : nn.Module
@@ -171,7 +180,11 @@ def fit(
     Raises
     ------
     TrainingDiverged
-        If the loss is not finite; names the step and the learning rate.
+        If the training diverges; names the step or the epoch, and the learning rate.
+    ValueError
+        If there are no images, or PyTorch refuses a batch: a BatchNorm needs more than one value
+        per channel, so that a network that reduces images to single values above a BatchNorm
+        cannot learn from a (last) batch of one image. The networks of :mod:`permafrost.models` can.
     """
     optimizer = build_optimizer(
         config.optimizer,
@@ -193,9 +206,16 @@ def fit(
         row = train_epoch(model, steps, optimizer, objective, observer, config)
         state.seconds += time.perf_counter() - began
         model.eval()
-        state.history.append({"epoch": epoch} | row | (measure() if measure else {}))
+        tensors = _snapshot(model, optimizer, generator, observer)
+        about = f"after epoch {epoch} with train.lr={config.lr}"
+        _check_finite(tensors, about)
+        try:
+            measured = measure() if measure else {}
+        except NotFiniteError as error:
+            raise TrainingDiverged(f"{error} {about}") from error
+        state.history.append({"epoch": epoch} | row | measured)
         state.epoch = epoch
-        state.tensors = _snapshot(model, optimizer, generator, observer)
+        state.tensors = tensors
         if on_epoch:
             on_epoch(state)
     model.eval()
@@ -234,6 +254,8 @@ def train_epoch(
     ------
     TrainingDiverged
         If the loss is not finite.
+    ValueError
+        If there are no steps.
     """
     total_loss, total_correct, count = 0.0, 0, 0
     for batch in steps:
@@ -255,7 +277,15 @@ def train_epoch(
         total_loss += batch_loss * len(labels)
         total_correct += int((logits.detach().argmax(1) == labels).sum())
         count += len(labels)
+    if count == 0:
+        raise ValueError("there are no images to train on")
     return {"train_loss": total_loss / count, "train_accuracy": total_correct / count}
+
+
+def _check_finite(tensors: Mapping[str, Tensor], about: str) -> None:
+    for name, value in tensors.items():
+        if not torch.isfinite(value).all():
+            raise TrainingDiverged(f"{name} is not finite {about}")
 
 
 def _snapshot(

@@ -26,7 +26,8 @@ def build_optimizer(
     parameters : iterable of nn.Parameter
         What it moves.
     lr, momentum, weight_decay : float
-        Learning rate > 0, momentum in 0 .. 1 and weight decay >= 0.
+        Learning rate >= 0 (0 moves no weight), momentum in 0 .. 1 and weight decay >= 0. SGD
+        without momentum diverges where lr times weight decay is above 2, whatever the data.
 
     Raises
     ------
