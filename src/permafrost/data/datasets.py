@@ -282,8 +282,14 @@ def _sixteen_to_eight_bits(image: Image.Image) -> Image.Image:
 
 
 def one_line(error: Exception) -> str:
-    """Return an exception's type and text without line breaks."""
-    return " ".join(f"{type(error).__name__}: {error}".split())
+    """Return an exception's type and text in one line."""
+    return printable(f"{type(error).__name__}: {error}")
+
+
+def printable(text: str) -> str:
+    """Return text in one line, what a terminal could not show as escapes."""
+    line = " ".join(text.split())
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in line)
 
 
 DATASETS: dict[str, Callable[[Path | None, int], ImageDataset]] = {
