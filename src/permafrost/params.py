@@ -257,8 +257,8 @@ class Params(_Section):
             raise ValueError("rank.metrics: bn_gamma needs model.batch_norm: true")
         if self.train.padding >= self.split.image_size:
             raise ValueError(
-                f"train.padding: with {self.train.padding} a crop can miss the image; allowed: less "
-                f"than split.image_size, {self.split.image_size}"
+                f"train.padding: with {self.train.padding} a crop can miss the image; allowed: "
+                f"less than split.image_size, {self.split.image_size}"
             )
         return self
 
