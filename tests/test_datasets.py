@@ -171,7 +171,7 @@ def nothing_unpickled(monkeypatch):
     def refuse(*args, **kwargs):
         raise AssertionError("unpickled")
 
-    monkeypatch.setattr("torchvision.datasets.cifar.pickle.load", refuse)
+    monkeypatch.setattr("permafrost.data.cifar.unpickle", refuse)
 
 
 def test_found_archive_is_read_and_leaves_nothing_behind(cifar):
