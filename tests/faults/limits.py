@@ -43,10 +43,10 @@ def open_folder() -> Iterator[Path]:
 
 
 @contextmanager
-def no_rights(path: Path) -> Iterator[None]:
-    """Let nobody read a path; root, who may read everything, is another user meanwhile."""
+def no_rights(path: Path, rights: int = 0) -> Iterator[None]:
+    """Take the rights on a path; root, who may read everything, is another user meanwhile."""
     mode, root = path.stat().st_mode, os.geteuid() == 0
-    path.chmod(0)
+    path.chmod(rights)
     if root:
         os.seteuid(65534)
     try:

@@ -140,12 +140,12 @@ def unpickle(path: Path) -> dict[str, Any]:
     Raises
     ------
     InputError
-        If it names anything else.
+        If it is broken or names anything else.
     """
     try:
         with path.open("rb") as file:
             return _ArrayUnpickler(file, encoding="latin1").load()
-    except pickle.UnpicklingError as error:
+    except Exception as error:  # a broken pickle raises almost anything
         raise InputError(
-            f"split.root: {str(path)!r} holds more than arrays ({one_line(error)})"
+            f"split.root: {str(path)!r} is no file of arrays ({one_line(error)})"
         ) from error
