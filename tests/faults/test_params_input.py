@@ -374,12 +374,14 @@ NO_FILES: dict[str, tuple[Callable[[], None], str]] = {
 }
 
 
-@pytest.mark.parametrize("name", list(NO_FILES))
-def test_no_regular_file(tally, name):
-    make, word = NO_FILES[name]
-    make()
-    with tally("params.yaml that is no file") as fault, fault.trial(name):
-        refused(word)
+def test_no_regular_file(tally, folder, monkeypatch):
+    with tally("params.yaml that is no file") as fault:
+        for name, (make, word) in NO_FILES.items():
+            with fault.trial(name):
+                (folder / name).mkdir()
+                monkeypatch.chdir(folder / name)
+                make()
+                refused(word)
 
 
 def test_unreadable_file(tally, monkeypatch):
