@@ -120,15 +120,20 @@ class SmallCifar:
         self.name, self.root, self.monkeypatch = name, root, monkeypatch
         self.official = {"cifar10": CIFAR10, "cifar100": CIFAR100}[name]
         self.members = cifar_members(self.official)
-        self.packed = pack(self.official, self.members)
         self.archive = root / self.official.filename
         self.folder = root / self.official.base_folder
+        self.trust_members()
+
+    def trust_members(self) -> None:
+        """Give the files the official checksums."""
         for files in ("train_list", "test_list"):
-            sums = [[name, md5(self.members[name])] for name, _ in getattr(self.official, files)]
-            monkeypatch.setattr(self.official, files, sums)
+            names = [name for name, _ in getattr(self.official, files)]
+            sums = [[name, md5(self.members[name])] for name in names]
+            self.monkeypatch.setattr(self.official, files, sums)
         meta = self.official.meta
         meta = meta | {"md5": md5(self.members[meta["filename"]])}
-        monkeypatch.setattr(self.official, "meta", meta)
+        self.monkeypatch.setattr(self.official, "meta", meta)
+        self.packed = pack(self.official, self.members)
         self.trust(self.packed)
 
     def trust(self, packed: bytes) -> None:
@@ -171,7 +176,7 @@ def nothing_unpickled(monkeypatch):
     def refuse(*args, **kwargs):
         raise AssertionError("unpickled")
 
-    monkeypatch.setattr("torchvision.datasets.cifar.pickle.load", refuse)
+    monkeypatch.setattr("permafrost.data.cifar.unpickle", refuse)
 
 
 def test_found_archive_is_read_and_leaves_nothing_behind(cifar):

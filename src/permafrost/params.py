@@ -1,31 +1,48 @@
 """The typed schema of params.yaml: the only place that knows its keys, bounds and defaults."""
 
 import difflib
+import reprlib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
 from permafrost.data import DATASETS
+from permafrost.data.datasets import printable
 from permafrost.errors import InputError
 from permafrost.explain import SALIENCY_METHODS
 from permafrost.models import ARCHITECTURES, HEADS
-from permafrost.ranking import AGGREGATES, check_criterion
+from permafrost.ranking import AGGREGATES, check_criterion, known_criteria
 from permafrost.strategies import STRATEGIES
+
+# The profiles have 3000. The parser takes seconds for much more.
+MAX_BYTES = 100_000
+MAX_NAME = 200
+
+
+def _shown(value: object) -> str:
+    """Return the beginning of a value's text: through aliases, all of it may not fit in memory."""
+    try:
+        return f"{reprlib.repr(value):.60}"
+    except ValueError:
+        return "an integer of thousands of digits"
 
 
 def _one_of(*allowed: str) -> AfterValidator:
     def check(value: str) -> str:
         if value not in allowed:
-            raise ValueError(f"{value!r} is unknown; allowed: {', '.join(allowed)}")
+            raise ValueError(f"{_shown(value)} is unknown; allowed: {', '.join(allowed)}")
         return value
 
     return AfterValidator(check)
 
 
 def _criterion(name: str) -> str:
+    parts = name.replace(":", ".", 1).split(".")
+    if len(name) > MAX_NAME or not all(part.isidentifier() for part in parts):
+        known = ", ".join(known_criteria())
+        raise ValueError(f"{_shown(name)} is no metric; allowed: {known}, or module:function")
     try:
         check_criterion(name)
     except InputError as error:
@@ -39,8 +56,22 @@ def _unique(values: list[Any]) -> list[Any]:
     return values
 
 
+def _label(text: str) -> str:
+    if not text.isprintable() or not 1 <= len(text) <= MAX_NAME:
+        raise ValueError(f"must be 1 to {MAX_NAME} printable characters, not {_shown(text)}")
+    return text
+
+
+def _path(text: str) -> str:
+    if not text or "\0" in text:
+        raise ValueError(f"must be a folder's path, not {_shown(text)}")
+    return text
+
+
+# -0.0 would give the training of 0.0 another key.
+Number = Annotated[float, AfterValidator(lambda value: value + 0.0)]
 Criterion = Annotated[str, AfterValidator(_criterion)]
-Share = Annotated[float, Field(ge=0, le=1)]
+Share = Annotated[Number, Field(ge=0, le=1)]
 HeadName = Annotated[str, _one_of(*HEADS)]
 
 
@@ -52,13 +83,13 @@ class Split(_Section):
     """Which images and classes make up the tasks."""
 
     dataset: Annotated[str, _one_of(*DATASETS)] = "digits"
-    root: str | None = None
+    root: Annotated[str, AfterValidator(_path)] | None = None
     image_size: int = Field(32, ge=32, le=512)
     classes_per_task: int = Field(5, ge=2, le=1000)
     tasks: int = Field(2, ge=2, le=100)
     selection: Literal["first", "random"] = "first"
-    validation: float = Field(0.0, ge=0, lt=1)
-    test_share: float = Field(0.25, gt=0, lt=1)
+    validation: Number = Field(0.0, ge=0, lt=1)
+    test_share: Number = Field(0.25, gt=0, lt=1)
 
     @model_validator(mode="after")
     def _root_is_given(self) -> "Split":
@@ -73,7 +104,7 @@ class Model(_Section):
     """The network."""
 
     arch: Annotated[str, _one_of(*ARCHITECTURES)] = "vgg16"
-    width: float = Field(0.25, gt=0, le=4)
+    width: Number = Field(0.25, gt=0, le=4)
     batch_norm: bool = True
     head: HeadName = "shared"
 
@@ -83,9 +114,9 @@ class Train(_Section):
 
     epochs: int = Field(10, ge=1, le=10_000)
     optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
-    lr: float = Field(1e-3, gt=0, le=10)
-    momentum: float = Field(0.9, ge=0, lt=1)
-    weight_decay: float = Field(0.0, ge=0, le=10)
+    lr: Number = Field(1e-3, gt=0, le=10)
+    momentum: Number = Field(0.9, ge=0, lt=1)
+    weight_decay: Number = Field(0.0, ge=0, le=10)
     batch_size: int = Field(64, ge=2, le=65_536)
     flip: bool = False
     padding: int = Field(4, ge=0, le=64)
@@ -103,8 +134,8 @@ class Visualize(_Section):
     """The pictures of what each filter looks for."""
 
     steps: int = Field(30, ge=1, le=10_000)
-    lr: float = Field(0.1, gt=0, le=100)
-    weight_decay: float = Field(1e-6, ge=0, le=10)
+    lr: Number = Field(0.1, gt=0, le=100)
+    weight_decay: Number = Field(1e-6, ge=0, le=10)
     start_seed: int = Field(0, ge=0, le=2**31)
     heat_map: Literal["change", "intensity", "max"] = "change"
 
@@ -137,7 +168,7 @@ class Consolidate(_Section):
     buffer_images: int = Field(50, ge=1, le=10_000_000)
 
 
-Grid = Annotated[list[dict[str, float]], Field(min_length=1, max_length=1000)]
+Grid = Annotated[list[dict[str, Number]], Field(min_length=1, max_length=1000)]
 
 
 class Tune(_Section):
@@ -158,7 +189,9 @@ class Tune(_Section):
             bounds = STRATEGIES[name].hyper
             for entry in grid:
                 if entry.keys() != bounds.keys():
-                    raise ValueError(f"{name}: {entry} must name exactly {', '.join(bounds)}")
+                    raise ValueError(
+                        f"{name}: {_shown(entry)} must name exactly {', '.join(bounds)}"
+                    )
                 for key, (low, high) in bounds.items():
                     if not low <= entry[key] <= high:
                         raise ValueError(f"{name}: {key} must lie in {low:g}..{high:g}")
@@ -187,7 +220,7 @@ class Runtime(_Section):
 class Params(_Section):
     """All of params.yaml."""
 
-    profile: str = "custom"
+    profile: Annotated[str, AfterValidator(_label)] = "custom"
     seeds: Annotated[
         list[Annotated[int, Field(ge=0, le=2**31)]], AfterValidator(_unique), Field(min_length=1)
     ] = [0, 1, 2]
@@ -211,11 +244,22 @@ class Params(_Section):
         ]:
             if metric not in ranked:
                 raise ValueError(
-                    f"{key}: {metric!r} is not ranked; allowed: what rank.metrics lists "
+                    f"{key}: {_shown(metric)} is not ranked; allowed: what rank.metrics lists "
                     f"({', '.join(ranked)})"
                 )
         if "freeze" in self.sweep.strategies and not self.sweep.metrics:
             raise ValueError("sweep: the strategy freeze needs at least one of sweep.metrics")
+        return self
+
+    @model_validator(mode="after")
+    def _network_and_images_fit(self) -> "Params":
+        if "bn_gamma" in self.rank.metrics and not self.model.batch_norm:
+            raise ValueError("rank.metrics: bn_gamma needs model.batch_norm: true")
+        if self.train.padding >= self.split.image_size:
+            raise ValueError(
+                f"train.padding: with {self.train.padding} a crop can miss the image; allowed: "
+                f"less than split.image_size, {self.split.image_size}"
+            )
         return self
 
     @model_validator(mode="after")
@@ -250,8 +294,28 @@ def load_params(path: Path) -> Params:
         One line that names the key, what was wrong and what is allowed.
     """
     try:
-        # DVC's parser and version of YAML, so that both read the same values (1e-3 is a number).
-        values = YAML(typ="safe", pure=True).load(path)
+        # DVC's parser, encoding and version of YAML, so that both read the same values (1e-3 is a
+        # number).
+        values = YAML(typ="safe", pure=True).load(_read(path).decode())
+    except InputError:
+        raise
+    except Exception as error:  # bad YAML makes the parser raise almost anything
+        raise InputError(f"{path}: is no valid YAML: {_one_line(error)}") from None
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: must hold sections such as `freeze:`, not {_shown(values)}")
+    try:
+        return Params.model_validate(values)
+    except ValidationError as error:
+        raise InputError(f"{path.name}: {_explain(error)}") from None
+
+
+def _read(path: Path) -> bytes:
+    try:
+        # A pipe would be waited for.
+        if path.exists() and not path.is_file():
+            raise InputError(f"{path}: is no regular file; allowed: the file of the parameters")
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
     except FileNotFoundError:
         raise InputError(
             f"{path}: not found; run the command in a clone of the project, or write the file "
@@ -259,20 +323,15 @@ def load_params(path: Path) -> Params:
         ) from None
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {_one_line(error)}") from None
-    except (YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
-        raise InputError(f"{path}: is no valid YAML: {_one_line(error)}") from None
-    if not isinstance(values, dict):
-        raise InputError(f"{path}: must hold sections such as `freeze:`, not {values!r:.40}")
-    try:
-        return Params.model_validate(values)
-    except ValidationError as error:
-        raise InputError(f"{path.name}: {_explain(error)}") from None
+    if len(content) > MAX_BYTES:
+        raise InputError(f"{path}: is too large; allowed: {MAX_BYTES} bytes")
+    return content
 
 
 def _explain(error: ValidationError) -> str:
     """Put pydantic's first finding into one line."""
     first = error.errors(include_url=False)[0]
-    key = ".".join(str(part) for part in first["loc"])
+    key = ".".join(_shown_key(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
         return f"{key}: unknown key; {_suggest(first['loc'])}"
     message = first["msg"].removeprefix("Value error, ")
@@ -280,7 +339,12 @@ def _explain(error: ValidationError) -> str:
     # A section's own check names the key within the section.
     within = first["type"] == "value_error" and key in Params.model_fields and key != "seeds"
     text = f"{key}{'.' if within else ': '}{message}" if key else message
-    return _one_line(text if first["type"] == "value_error" else f"{text}, not {given!r:.60}")
+    return _one_line(text if first["type"] == "value_error" else f"{text}, not {_shown(given)}")
+
+
+def _shown_key(part: int | str) -> str:
+    """Return a part of a key with escapes: a letter that only looks like the right one is seen."""
+    return str(part)[:MAX_NAME].encode("unicode_escape").decode()
 
 
 def _suggest(location: tuple[int | str, ...]) -> str:
@@ -293,4 +357,4 @@ def _suggest(location: tuple[int | str, ...]) -> str:
 
 
 def _one_line(error: object) -> str:
-    return " ".join(str(error).split())[:500]
+    return printable(str(error))[:500]

@@ -12,12 +12,14 @@ from permafrost.ranking import Evidence, order_filters, score_filters
 
 _FILTERS_SHOWN = 4
 _MOSAIC_COLUMNS = 32
+_NAME_SHOWN = 18  # characters of a class, about as wide as its map
 
 
 def _pyplot() -> Any:
     import matplotlib as mpl
 
     mpl.use("Agg")
+    mpl.rcParams["text.parse_math"] = False  # a dollar in a name is a dollar
     from matplotlib import pyplot
 
     return pyplot
@@ -35,6 +37,11 @@ def _show(axis: Any, image: Tensor, title: str = "", **options: Any) -> None:
     axis.set_title(title, fontsize=8)
     axis.set_xticks([])
     axis.set_yticks([])
+
+
+def _class_title(name: str) -> str:
+    short = name if len(name) <= _NAME_SHOWN else f"{name[: _NAME_SHOWN - 1]}…"
+    return f"class map:\n{short}" if len(short) > 10 else f"class map: {short}"
 
 
 def draw_saliency(
@@ -71,7 +78,7 @@ def draw_saliency(
         layout="constrained",
     )
     for row, name in enumerate(classes):
-        _show(axes[row][0], class_maps[row], f"class map: {name}", cmap="magma")
+        _show(axes[row][0], class_maps[row], _class_title(name), cmap="magma")
         for column in range(examples):
             index = row * examples + column
             picture = images[index].permute(1, 2, 0)
@@ -142,7 +149,7 @@ def draw_best_and_worst(
         layout="constrained",
     )
     for row, name in enumerate(classes):
-        _show(axes[row][0], evidence.class_maps[row], f"class map: {name}", cmap="magma")
+        _show(axes[row][0], evidence.class_maps[row], _class_title(name), cmap="magma")
         own = scores[:, row : row + 1]
         order = order_filters(own).tolist()
         for column, index in enumerate(order[:shown] + order[-shown:]):

@@ -1,5 +1,6 @@
 """The tables of the comparison, as Markdown."""
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -35,7 +36,7 @@ def groups(rows: Sequence[Row], *names: str) -> list[tuple[Row, list[Row]]]:
 def markdown(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
     """Return a Markdown table; cell text is escaped."""
     table = [header, ["---"] * len(header), *lines]
-    return "\n".join("| " + " | ".join(_escape(cell) for cell in line) + " |" for line in table)
+    return "\n".join("| " + " | ".join(escape(cell) for cell in line) + " |" for line in table)
 
 
 def accuracy_table(
@@ -75,7 +76,14 @@ def accuracy_table(
     return markdown([*labels, *names, *headings], lines)
 
 
-def _escape(text: str) -> str:
-    for character, entity in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ("|", "&#124;")):
-        text = text.replace(character, entity)
-    return " ".join(text.split())
+# An underscore within a word, as in linear_probe, marks nothing up.
+_MARKUP = re.compile(r"[&<>|`*~$\\\[\]]|(?<![^\W_])_|_(?![^\W_])")
+
+
+def escape(text: str) -> str:
+    """Return text as one line of Markdown that shows it as it is."""
+    return _MARKUP.sub(lambda found: _entity(found[0]), " ".join(text.split()))
+
+
+def _entity(character: str) -> str:
+    return {"&": "&amp;", "<": "&lt;", ">": "&gt;"}.get(character, f"&#{ord(character)};")

@@ -1,11 +1,14 @@
-"""CIFAR-10 and CIFAR-100 by torchvision, which unpickles only what passed its checksum here."""
+"""CIFAR-10 and CIFAR-100, from the addresses and with the checksums that torchvision knows."""
 
 import os
+import pickle
 import tarfile
 import tempfile
 from http.client import HTTPException
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from torchvision.datasets import CIFAR10, CIFAR100
 from torchvision.datasets.utils import check_integrity, download_url
@@ -35,15 +38,16 @@ def read_cifar(official: type[CIFAR10], root: Path, size: int) -> ImageDataset:
     """
     folder, archive = root / official.base_folder, root / official.filename
     if folder.exists():
-        _check_members(official, root, found_in=folder)
-        return _read_cifar(official, root, size)
+        _check_members(official, folder, found_in=folder)
+        return _read_folder(official, folder, size)
     if not archive.exists():
         _download(official, root)
     # For this one reading only: `root` may be read-only, and no half-written folder can stay.
     with tempfile.TemporaryDirectory() as unpacked:
         _unpack(official, archive, Path(unpacked))
-        _check_members(official, Path(unpacked), found_in=archive)
-        return _read_cifar(official, Path(unpacked), size)
+        folder = Path(unpacked, official.base_folder)
+        _check_members(official, folder, found_in=archive)
+        return _read_folder(official, folder, size)
 
 
 def _advice(official: type[CIFAR10], root: Path) -> str:
@@ -79,11 +83,11 @@ def _unpack(official: type[CIFAR10], archive: Path, target: Path) -> None:
         ) from error
 
 
-def _check_members(official: type[CIFAR10], root: Path, found_in: Path) -> None:
-    """Check every file that torchvision will unpickle: unpickling an altered one may run code."""
+def _check_members(official: type[CIFAR10], folder: Path, found_in: Path) -> None:
+    """Check every file before one is read."""
     meta = (official.meta["filename"], official.meta["md5"])
     for name, md5 in (*official.train_list, *official.test_list, meta):
-        if not _has_md5(root / official.base_folder / name, md5):
+        if not _has_md5(folder / name, md5):
             raise InputError(
                 f"split.root: {name} in {str(found_in)!r} is missing, truncated or altered (not "
                 f"the official md5 {md5}); remove {found_in.name} and "
@@ -98,13 +102,50 @@ def _has_md5(path: Path, md5: str) -> bool:
         raise InputError(f"split.root: {str(path)!r} is unreadable ({one_line(error)})") from error
 
 
-def _read_cifar(official: type[CIFAR10], root: Path, size: int) -> ImageDataset:
-    train, test = official(root, train=True), official(root, train=False)
-    return ImageDataset(tuple(train.classes), _cifar_images(train, size), _cifar_images(test, size))
+def _read_folder(official: type[CIFAR10], folder: Path, size: int) -> ImageDataset:
+    names = unpickle(folder / official.meta["filename"])[official.meta["key"]]
+    train, test = (
+        _join([unpickle(folder / name) for name, _ in files], size)
+        for files in (official.train_list, official.test_list)
+    )
+    return ImageDataset(tuple(names), train, test)
 
 
-def _cifar_images(part: CIFAR10, size: int) -> LabeledImages:
-    images = torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous()
-    if images.shape[-1] != size:
+def _join(parts: list[dict[str, Any]], size: int) -> LabeledImages:
+    key = "labels" if "labels" in parts[0] else "fine_labels"
+    images = torch.from_numpy(np.concatenate([part["data"] for part in parts]))
+    images = images.view(-1, 3, 32, 32)
+    if size != 32:
         images = resize(images, size)
-    return LabeledImages(images, torch.tensor(part.targets, dtype=torch.int64))
+    return LabeledImages(images, torch.cat([torch.tensor(part[key]) for part in parts]))
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    """Makes arrays, and what needs no class; whatever else a pickle names may run code."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Return what the official files name, which NumPy 1 wrote."""
+        module = module.replace("numpy.core", "numpy._core")
+        if (module, name) not in _ARRAYS:
+            raise pickle.UnpicklingError(f"names {module}.{name}")
+        return super().find_class(module, name)
+
+
+_ARRAYS = {("numpy", "ndarray"), ("numpy", "dtype"), ("numpy._core.multiarray", "_reconstruct")}
+
+
+def unpickle(path: Path) -> dict[str, Any]:
+    """Read a file of arrays, numbers and text.
+
+    Raises
+    ------
+    InputError
+        If it is broken or names anything else.
+    """
+    try:
+        with path.open("rb") as file:
+            return _ArrayUnpickler(file, encoding="latin1").load()
+    except Exception as error:  # a broken pickle raises almost anything
+        raise InputError(
+            f"split.root: {str(path)!r} is no file of arrays ({one_line(error)})"
+        ) from error

@@ -1,6 +1,7 @@
 """The data sets: every one becomes uint8 tensors of one size, with three channels."""
 
 import os
+import unicodedata
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +19,7 @@ from permafrost.errors import InputError
 
 # A closed list: some of Pillow's other readers start programs (EPS runs Ghostscript).
 IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
+_UNSHOWN = {"Cc", "Cs", "Zl", "Zp"}  # control characters, undecoded bytes, breaks of lines
 RESIZE_CHUNK = 1000  # images a time, so that the float copy stays small
 
 
@@ -77,6 +79,8 @@ def load_dataset(name: str, root: Path | None, image_size: int) -> ImageDataset:
         ``image_folder``
             Images at ``root/train/CLASS/*`` and, if there is a test part, ``root/test/CLASS/*``;
             classes and files in the order of their names, those starting with a dot left out.
+            Names of classes that differ in their case are different classes; control characters
+            in them, and two that are one name to Unicode, are refused. Links lead within `root`.
             JPEG, PNG, BMP, GIF, PPM, TIFF and WebP are read (the first frame), turned as their
             EXIF says, and converted to RGB: transparency on black, 16-bit grey from 0..65535. The
             shorter side becomes `image_size` (antialiased bilinear), the longer one is cropped at
@@ -101,7 +105,10 @@ def load_dataset(name: str, root: Path | None, image_size: int) -> ImageDataset:
         raise InputError(f"split.dataset: unknown {name!r}; allowed: {', '.join(DATASETS)}")
     if image_size < 1:
         raise InputError(f"split.image_size: is {image_size}; allowed: at least 1")
-    return DATASETS[name](root, image_size)
+    try:
+        return DATASETS[name](root, image_size)
+    except OSError as error:  # a folder without rights, too long a path, a full disk
+        raise InputError(f"split.root: {str(root)!r} cannot be used ({one_line(error)})") from error
 
 
 def _digits(root: Path | None, size: int) -> ImageDataset:
@@ -159,9 +166,9 @@ def _image_folder(root: Path | None, size: int) -> ImageDataset:
             "wanted: train/CLASS/* and, if there are test images, test/CLASS/*"
         )
     train = _list_classes(root / "train", root)
-    test = None
-    if os.path.lexists(root / "test"):
-        test = _list_classes(root / "test", root)
+    test = _list_classes(root / "test", root) if os.path.lexists(root / "test") else None
+    _check_names([*train, *(test or ())])
+    if test is not None:
         _check_same_classes(train, test, root)
     return ImageDataset(
         tuple(train),
@@ -172,7 +179,7 @@ def _image_folder(root: Path | None, size: int) -> ImageDataset:
 
 def _list_classes(part: Path, root: Path) -> dict[str, list[Path]]:
     """Return the image files of each class folder in `part`, both in the order of their names."""
-    _refuse_link_outside(part, root)
+    _refuse_bad_link(part, root)
     classes = {
         entry.name: _list_files(entry, root) for entry in _entries(part, root) if entry.is_dir()
     }
@@ -203,16 +210,37 @@ def _entries(folder: Path, root: Path) -> list[Path]:
             f"split.root: {str(folder)!r} is no readable folder ({one_line(error)})"
         ) from error
     for entry in entries:
-        _refuse_link_outside(entry, root)
+        _refuse_bad_link(entry, root)
     return sorted(entries, key=lambda entry: entry.name)
 
 
-def _refuse_link_outside(path: Path, root: Path) -> None:
-    if path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(root):
+def _refuse_bad_link(path: Path, root: Path) -> None:
+    if not path.is_symlink():
+        return
+    if not Path(os.path.realpath(path)).is_relative_to(root):
         raise InputError(
             f"split.root: {str(path)!r} is a link to outside of {str(root)!r}; "
             "allowed: links within the folder"
         )
+    if not path.exists():
+        raise InputError(f"split.root: {str(path)!r} is a link to nothing; wanted: what it names")
+
+
+def _check_names(names: list[str]) -> None:
+    """Refuse names that pictures, tables and terminals cannot show, or not tell apart."""
+    seen: dict[str, str] = {}
+    for name in names:
+        if any(unicodedata.category(char) in _UNSHOWN for char in name):
+            raise InputError(
+                f"split.root: class folder {name!r} has control characters or bytes that are no "
+                "UTF-8 in its name; rename it"
+            )
+        twin = seen.setdefault(unicodedata.normalize("NFC", name), name)
+        if twin != name:
+            raise InputError(
+                f"split.root: class folders {twin!a} and {name!a} have the same name in "
+                "two Unicode forms; rename one"
+            )
 
 
 def _check_same_classes(
@@ -282,8 +310,14 @@ def _sixteen_to_eight_bits(image: Image.Image) -> Image.Image:
 
 
 def one_line(error: Exception) -> str:
-    """Return an exception's type and text without line breaks."""
-    return " ".join(f"{type(error).__name__}: {error}".split())
+    """Return an exception's type and text in one line."""
+    return printable(f"{type(error).__name__}: {error}")
+
+
+def printable(text: str) -> str:
+    """Return text in one line, what a terminal could not show as escapes."""
+    line = " ".join(text.split())
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in line)
 
 
 DATASETS: dict[str, Callable[[Path | None, int], ImageDataset]] = {

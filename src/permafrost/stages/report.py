@@ -25,7 +25,7 @@ from permafrost.stages.workspace import (
     seed_file,
 )
 from permafrost.strategies import STRATEGIES
-from permafrost.tables import Row, accuracy_table, groups, markdown, measure
+from permafrost.tables import Row, accuracy_table, escape, groups, markdown, measure
 from permafrost.variants import add_pictures
 
 # What the seed's text states (Feenstra & Dow 2023); its tables were pictures. Percent.
@@ -118,7 +118,8 @@ def tables(
     times : dict of str to float
         Each cell's training time relative to fine-tuning's.
     """
-    parts = [f"# Results: {params.split.dataset}, profile {params.profile}", _preamble(params)]
+    title = f"# Results: {params.split.dataset}, profile {escape(params.profile)}"
+    parts = [title, _preamble(params)]
     for head in params.sweep.heads:
         mine = [row for row in rows if row["head"] == head]
         parts += [
@@ -162,7 +163,7 @@ def _by_pct(rows: list[Row], params: Params) -> list[str]:
         lines += [(["all (linear probe)"], _of(rows, "linear_probe"))]
         quoted = params.profile == "paper" and group["metric"] == "mse"
         parts += [
-            f"### By share of frozen filters, ranked by {group['metric']}",
+            f"### By share of frozen filters, ranked by {escape(group['metric'])}",
             accuracy_table(
                 ["frozen"],
                 _present(lines),
