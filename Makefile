@@ -2,7 +2,7 @@
 # that is installed, or else by one that pip puts into .venv.
 
 .DEFAULT_GOAL := help
-.PHONY: help repro test torture bench ui lint clean
+.PHONY: help repro test torture bench ui lint audit clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -25,7 +25,7 @@ $(READY): uv.lock pyproject.toml
 
 repro: $(READY) ## run the whole experiment and print its tables
 	@$(BIN)/permafrost check
-	@PATH="$(CURDIR)/$(BIN):$$PATH" dvc repro
+	@PATH="$(CURDIR)/$(BIN):$$PATH" dvc repro || { code=$$?; $(BIN)/permafrost track; exit $$code; }
 	@$(BIN)/permafrost track
 	@cat reports/tables.md
 
@@ -47,5 +47,9 @@ lint: $(READY) ## check style, format and types
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
+audit: $(READY) ## look the pinned dependencies up among the known vulnerabilities
+	@PATH="$$PATH:$(CURDIR)/$(BIN)" uv export --quiet --locked --no-emit-project -o .audit.txt
+	@PATH="$$PATH:$(CURDIR)/$(BIN)" uvx pip-audit --strict --require-hashes --disable-pip -r .audit.txt
+
 clean: ## remove the environment
-	rm -rf $(VENV)
+	rm -rf $(VENV) .audit.txt

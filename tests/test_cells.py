@@ -23,6 +23,7 @@ from permafrost.experiment import (
     train_cell,
     train_first_task,
 )
+from permafrost.machine import fingerprint
 from permafrost.params import Params
 from permafrost.plan import CellSpec, grids, method_cell, sweep_cells
 from permafrost.strategies import KNOWLEDGE, STRATEGIES, Progress
@@ -150,7 +151,7 @@ def test_a_cell_is_trained_once(store):
         for path in (store.model_path(REQUEST.key), store.kept_path(REQUEST.key))
     }
     assert len(store.tracker.runs) == 1
-    assert store.tracker.runs[0].result == run_record(record)
+    assert store.tracker.runs[0].result == run_record(record, fingerprint())
 
 
 def test_an_unknown_cell(store):
@@ -559,7 +560,8 @@ def test_a_trial_is_measured_on_validation_images(store, inputs):
     assert cell["key"] != trial["key"]
     runs = [run.result for run in store.tracker.runs]
     assert [run.experiment for run in runs] == ["permafrost", "permafrost-trials"]
-    assert [run.tags for run in runs] == [{"kind": "cell"}, {"kind": "trial"}]
+    assert [run.tags["kind"] for run in runs] == ["cell", "trial"]
+    assert all(torch.__version__.startswith(run.tags["machine.torch"]) for run in runs)
     # One training, measured on other images.
     files = [file_digest(store.model_path(record["key"])) for record in (cell, trial)]
     assert files[0] == files[1]

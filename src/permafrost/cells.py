@@ -31,6 +31,7 @@ from permafrost.artifacts import (
 )
 from permafrost.errors import InputError
 from permafrost.evaluation import Accuracy
+from permafrost.machine import fingerprint, machine_tags
 from permafrost.strategies import Progress
 from permafrost.tracking import CELLS, FIRST_TASKS, TRIALS, LiveRun, RunRecord, Tracker
 from permafrost.training import TrainingState, part_of
@@ -191,7 +192,8 @@ class CellStore:
             "name": request.name,
             "params": request.params,
         }
-        with self.tracker.live(run_record(record)) as run:
+        made_on = fingerprint()
+        with self.tracker.live(run_record(record, made_on)) as run:
             logged = _log_new_epochs(run, progress, 0)
 
             def after_epoch(progress: Progress) -> None:
@@ -204,8 +206,8 @@ class CellStore:
             outcome = train(progress, after_epoch)
             # As it will be read back: JSON has lists only.
             record |= json.loads(json.dumps(outcome.results))
-            self._complete(key, record, outcome)
-            run.finish(run_record(record))
+            self._complete(key, record, outcome, made_on)
+            run.finish(run_record(record, made_on))
         return record
 
     def load(self, key: str) -> dict[str, Any] | None:
@@ -239,8 +241,14 @@ class CellStore:
 
     def records(self) -> list[dict[str, Any]]:
         """Return the records of all whole cells, by key."""
-        paths = sorted(self.folder.glob(f"*/{_RESULT}"))
-        return [load_record(path)["record"] for path in paths]
+        return [result["record"] for result in self._results()]
+
+    def run_records(self) -> list[RunRecord]:
+        """Return what MLflow has to hold of all whole cells."""
+        return [run_record(result["record"], result["machine"]) for result in self._results()]
+
+    def _results(self) -> list[dict[str, Any]]:
+        return [load_record(path) for path in sorted(self.folder.glob(f"*/{_RESULT}"))]
 
     def seconds(self, key: str) -> float | None:
         """Return how long the epochs of a cell's training took; None if it is not stored."""
@@ -293,16 +301,17 @@ class CellStore:
         with FileLock(locks / key, timeout=timeout):
             yield
 
-    def _complete(self, key: str, record: dict[str, Any], outcome: Outcome) -> None:
+    def _complete(
+        self, key: str, record: dict[str, Any], outcome: Outcome, made_on: dict[str, str]
+    ) -> None:
         folder = self.folder / key
         save_tensors(folder / _MODEL, outcome.weights)
         save_tensors(folder / _KEPT, outcome.kept)
         digests = {file: file_digest(folder / file) for file in (_MODEL, _KEPT)}
         # Written last: a cell is whole if and only if this file exists.
-        save_record(
-            folder / _RESULT,
-            {"record": record, "sha256": digests, "seconds": round(outcome.seconds, 3)},
-        )
+        seconds = round(outcome.seconds, 3)
+        result = {"record": record, "sha256": digests, "seconds": seconds, "machine": made_on}
+        save_record(folder / _RESULT, result)
         (folder / _CHECKPOINT).unlink(missing_ok=True)
 
     def _save_checkpoint(self, key: str, progress: Progress) -> None:
@@ -343,8 +352,8 @@ class CellStore:
         )
 
 
-def run_record(record: dict[str, Any]) -> RunRecord:
-    """Return what MLflow holds of a cell, finished or only begun."""
+def run_record(record: dict[str, Any], made_on: Mapping[str, str]) -> RunRecord:
+    """Return what MLflow holds of a cell, finished or only begun, and of the machine it is from."""
     return RunRecord(
         key=record["key"],
         experiment=_EXPERIMENTS[record["kind"]],
@@ -356,7 +365,7 @@ def run_record(record: dict[str, Any]) -> RunRecord:
             if isinstance(value, float | int) and name not in record["params"]
         },
         curves=_curves(record.get("history", [])),
-        tags={"kind": record["kind"]},
+        tags={"kind": record["kind"]} | machine_tags(made_on),
         error=record.get("row", {}).get("error"),
     )
 

@@ -25,7 +25,8 @@ from permafrost.stages.workspace import (
 
 def describe_machine() -> str:
     """Return what could make another machine's results differ, a line each."""
-    facts = fingerprint(prepare_device(read_params()))
+    device = prepare_device(read_params())  # sets the threads and what makes PyTorch deterministic
+    facts = {"device": device.type} | fingerprint()
     width = max(len(name) for name in facts)
     return "\n".join(f"{name:{width}}  {value}" for name, value in facts.items())
 

@@ -3,6 +3,7 @@
 import os
 import platform
 import re
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 
@@ -15,20 +16,15 @@ _CPU_FEATURES = ("avx2", "avx512f", "avx512_bf16", "amx_tile", "amx_bf16", "asim
 _VARIABLES = re.compile(r"(OMP|KMP|MKL|DNNL|ONEDNN|OPENBLAS|ATEN|CUBLAS|CUDA|TORCH|NVIDIA_TF32)_")
 
 
-def fingerprint(device: torch.device) -> dict[str, str]:
+def fingerprint() -> dict[str, str]:
     """Return what could make another machine's results differ.
 
     Equal fingerprints give equal bits; a difference need not change any.
 
-    Parameters
-    ----------
-    device : torch.device
-        Where the trainings run.
-
     Returns
     -------
     dict of str to str
-        Versions, numerical libraries, processor, device, threads, and what makes PyTorch
+        Versions, numerical libraries, processor, GPU, threads, and what makes PyTorch
         deterministic.
     """
     threads = f"{torch.get_num_threads()}, {torch.get_num_interop_threads()} between operations"
@@ -39,7 +35,7 @@ def fingerprint(device: torch.device) -> dict[str, str]:
         "libraries": "; ".join(_LIBRARIES.findall(torch.__config__.show())),
         "cpu": _cpu(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "device": _device(device),
+        "gpu": _gpu(),
         "threads": threads,
         "determinism": _determinism(),
         "environment": " ".join(
@@ -48,6 +44,11 @@ def fingerprint(device: torch.device) -> dict[str, str]:
             if _VARIABLES.match(name)
         ),
     }
+
+
+def machine_tags(made_on: Mapping[str, str]) -> dict[str, str]:
+    """Return a :func:`fingerprint` as tags of an MLflow run."""
+    return {f"machine.{name}": value for name, value in made_on.items()}
 
 
 def _cpu() -> str:
@@ -60,11 +61,11 @@ def _cpu() -> str:
     return " ".join([names[0] if names else platform.processor(), *known])
 
 
-def _device(device: torch.device) -> str:
-    if device.type != "cuda":
-        return device.type
+def _gpu() -> str:
+    if not torch.cuda.is_available():
+        return "none"
     cudnn = torch.backends.cudnn.version()
-    return f"{torch.cuda.get_device_name(device)}, CUDA {torch.version.cuda}, cuDNN {cudnn}"
+    return f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}, cuDNN {cudnn}"
 
 
 def _determinism() -> str:

@@ -6,7 +6,7 @@ import sys
 from typing import Any
 
 from permafrost.artifacts import load_record
-from permafrost.cells import CellStore, run_record
+from permafrost.cells import CellStore
 from permafrost.errors import InputError
 from permafrost.stages.workspace import (
     FIRST_RECORDS,
@@ -28,7 +28,7 @@ def track_all() -> str:
         If the store cannot be used.
     """
     store = CellStore(project_root())
-    records = [run_record(record) for record in store.records()] + variant_records(store)
+    records = store.run_records() + variant_records(store)
     try:
         counts = store.tracker.reconcile(records, store.is_active)
     except TrackingError as error:

@@ -9,6 +9,7 @@ from typing import Any
 
 from permafrost.artifacts import load_record, save_record
 from permafrost.cells import CellStore
+from permafrost.machine import fingerprint, machine_tags
 from permafrost.params import Params
 from permafrost.tracking import VARIANTS, RunRecord
 
@@ -45,6 +46,7 @@ def store_variant(
         "name": f"{variant['metric']} {variant['pct']:.0%}" + (f" ({name})" if name else ""),
         "params": {**shown, "seed": params.seeds, "profile": params.profile},
         "summary": summary,
+        "machine": fingerprint(),
     }
     save_record(_folder(store, key) / _RECORD, record)
     store.tracker.write(_run_record(_folder(store, key)))
@@ -101,5 +103,5 @@ def _run_record(folder: Path) -> RunRecord:
             for path in sorted(pictures.rglob("*"))
             if path.is_file()
         },
-        tags={"kind": "variant"},
+        tags={"kind": "variant"} | machine_tags(record["machine"]),
     )

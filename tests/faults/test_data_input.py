@@ -14,11 +14,11 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import torch
-from limits import check_with_little_memory, no_hang, no_rights, open_folder
 from markdown_it import MarkdownIt
 from PIL import Image, PngImagePlugin
 from typer.testing import CliRunner
 
+from limits import check_with_little_memory, no_hang, no_rights, open_folder
 from permafrost.cli import app
 from permafrost.data import ImageDataset, load_dataset
 from permafrost.errors import InputError

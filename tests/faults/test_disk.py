@@ -233,7 +233,7 @@ def test_a_full_disk_leaves_no_half_cell(tally, tmp_path, make_network):
 
 def _stored(store: CellStore, key: str, outcome: Outcome) -> bool:
     try:
-        store._complete(key, {"key": key}, outcome)
+        store._complete(key, {"key": key}, outcome, {})
     except OSError as error:
         if not str(error.filename).startswith(str(store.folder)):
             raise

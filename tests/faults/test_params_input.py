@@ -13,10 +13,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
-from limits import check_with_little_memory, no_hang, no_rights, open_folder
 from ruamel.yaml import YAML
 from typer.testing import CliRunner
 
+from limits import check_with_little_memory, no_hang, no_rights, open_folder
 from permafrost.cli import app
 from permafrost.params import MAX_BYTES, Params, load_params
 

@@ -22,7 +22,7 @@ import pytest
 import torch
 
 from permafrost import maintenance, tracking
-from permafrost.cells import CellRequest, CellStore, Outcome, run_record
+from permafrost.cells import CellRequest, CellStore, Outcome
 from permafrost.errors import InputError
 from permafrost.strategies import Progress
 from permafrost.tracking import EXPERIMENTS, RunRecord, Tracker, TrackingError, redact
@@ -73,7 +73,7 @@ def train_cells(root, numbers, between=lambda epoch: None):
 
 def track(root):
     store = CellStore(root)
-    records = [run_record(record) for record in store.records()]
+    records = store.run_records()
     return store.tracker.reconcile(records, store.is_active)
 
 
