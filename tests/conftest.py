@@ -36,10 +36,13 @@ from permafrost.strategies import (
 from project import Project
 
 
+LONGEST = ("test_kill.py", "test_disk.py", "test_pipeline.py", "test_stages.py")
+
+
 def pytest_collection_modifyitems(items):
     """Begin with the longest files, so that no worker is left alone with one at the end."""
-    longest = ("test_pipeline.py", "test_stages.py")
-    items.sort(key=lambda item: item.path.name not in longest)
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.name, len(LONGEST)))
 
 
 @pytest.fixture(scope="module")
