@@ -1,5 +1,6 @@
 """Guards for hostile input: no trial hangs, and `permafrost check` gets by on little memory."""
 
+import faulthandler
 import json
 import os
 import resource
@@ -20,16 +21,18 @@ class Hang(BaseException):
 
 @contextmanager
 def no_hang() -> Iterator[None]:
-    """Break off what takes too long."""
+    """Break off what takes too long; end the process if that waits for a thread that hangs."""
 
     def stop(*_: object) -> None:
         raise Hang(f"more than {SECONDS} s")
 
     before = signal.signal(signal.SIGALRM, stop)
     signal.alarm(SECONDS)
+    faulthandler.dump_traceback_later(2 * SECONDS, exit=True)
     try:
         yield
     finally:
+        faulthandler.cancel_dump_traceback_later()
         signal.alarm(0)
         signal.signal(signal.SIGALRM, before)
 
