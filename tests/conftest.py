@@ -35,7 +35,6 @@ from permafrost.strategies import (
 )
 from project import Project
 
-
 LONGEST = ("test_kill.py", "test_disk.py", "test_pipeline.py", "test_stages.py")
 
 
