@@ -33,7 +33,7 @@ test: $(READY) ## run the tests
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 torture: $(READY) ## the long form of the fault tests: a table and metrics/torture.json
-	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -n 2 --dist worksteal tests/faults --torture
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -v -n 2 --dist worksteal tests/faults --torture
 
 bench: $(READY) ## measure the jobs beside plain code: a table and benchmarks/latest.json
 	@PATH="$$PATH:$(CURDIR)/$(BIN)" uv sync --quiet --locked --inexact --group bench --python $(BIN)/python

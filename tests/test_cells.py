@@ -893,7 +893,7 @@ def test_the_code_digest_is_of_the_library(tmp_path, monkeypatch):
     (package / "models" / "new.py").write_text("")
     assert code_digest() != digest
     (package / "models" / "new.py").unlink()
-    for name in ("cli.py", "plan.py", "tables.py", "stages/tune.py", "tracking.py"):
+    for name in ("cli.py", "plan.py", "tables.py", "stages/tune.py", "tracking/tracker.py"):
         (package / name).write_text("changed")
     (package / "models" / "__pycache__").mkdir()
     (package / "models" / "__pycache__" / "vgg.pyc").write_text("changed")

@@ -15,7 +15,7 @@ from permafrost.stages.workspace import (
     TUNE,
     project_root,
 )
-from permafrost.tracking import CELLS, Tracker, TrackingError
+from permafrost.tracking import CELLS, Tracker, TrackingError, redact
 from permafrost.variants import variant_records
 
 
@@ -59,6 +59,8 @@ def delete_cells(keys: list[str]) -> str:
 def serve_ui(port: int) -> int:
     """Run MLflow's server on this machine's loopback address until it is stopped.
 
+    Where MLFLOW_TRACKING_URI names a server, that one has the pages.
+
     Returns
     -------
     int
@@ -74,7 +76,11 @@ def serve_ui(port: int) -> int:
         experiment = tracker.experiment_id(CELLS)
     except TrackingError as error:
         raise InputError(str(error)) from None
-    page = f"http://127.0.0.1:{port}/#/experiments/{experiment}/runs?compareRunsMode=CHART"
+    path = f"#/experiments/{experiment}/runs?compareRunsMode=CHART"
+    if tracker.uri.startswith("http"):
+        print(f"Compare the runs at {redact(tracker.uri, tracker.uri).rstrip('/')}/{path}")
+        return 0
+    page = f"http://127.0.0.1:{port}/{path}"
     print(f"Compare the runs at {page} (Ctrl-C ends the server)")
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1"]
     command += ["--port", str(port), "--default-artifact-root", str(tracker.root / "mlruns")]

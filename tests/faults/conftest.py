@@ -85,13 +85,24 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--torture", action="store_true", help="the long form of the fault tests")
 
 
+def _together(rows: list[dict]) -> list[dict]:
+    """Return one row for each fault, which several tests may have tried."""
+    faults: dict[str, dict] = {}
+    for row in sorted(rows, key=lambda row: row["fault"]):
+        known = faults.setdefault(row["fault"], row | {"tried": 0, "survived": 0})
+        known["tried"] += row["tried"]
+        known["survived"] += row["survived"]
+        known["epochs_lost"] = max(known["epochs_lost"], row["epochs_lost"])
+    return list(faults.values())
+
+
 def pytest_terminal_summary(terminalreporter, config) -> None:
     """Print the tallies of all tests; the long form writes them too."""
     reports = [r for group in ("passed", "failed") for r in terminalreporter.getreports(group)]
     rows = [row for r in reports for name, row in r.user_properties if name == "tally"]
     if not config.getoption("--torture", default=False):
         return
-    rows.sort(key=lambda row: row["fault"])
+    rows = _together(rows)
     terminalreporter.write_sep("=", "faults")
     width = max((len(row["fault"]) for row in rows), default=0)
     terminalreporter.write_line(f"{'fault':{width}}  tried  survived  epochs lost")

@@ -21,11 +21,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from permafrost import maintenance, tracking
+from permafrost import maintenance
 from permafrost.cells import CellRequest, CellStore, Outcome
 from permafrost.errors import InputError
 from permafrost.strategies import Progress
-from permafrost.tracking import EXPERIMENTS, RunRecord, Tracker, TrackingError, redact
+from permafrost.tracking import EXPERIMENTS, RunRecord, Tracker, TrackingError, redact, tracker
 from permafrost.training import TrainingState
 from project import wait_for
 
@@ -93,7 +93,8 @@ def runs_of(database):
             points = store.execute(
                 "SELECT key, step, value FROM metrics WHERE run_uuid = ?", (run,)
             )
-            own = {name: value for name, value in tags.items() if not name.startswith("mlflow.")}
+            theirs = ("mlflow.", "machine.")
+            own = {name: value for name, value in tags.items() if not name.startswith(theirs)}
             found.append((own.pop("key"), status, params, own, sorted(points)))
     return sorted(found, key=lambda run: run[0])
 
@@ -383,8 +384,8 @@ def refuse(root):
 
 
 def test_a_server_that_hangs(tally, make_root, fresh, monkeypatch, capfd):
-    monkeypatch.setattr(tracking, "WAIT", 0.5)
-    monkeypatch.setattr(tracking, "PATIENCE", 0.5)
+    monkeypatch.setattr(tracker, "WAIT", 0.5)
+    monkeypatch.setattr(tracker, "PATIENCE", 0.5)
     with tally("MLflow's server hangs") as fault:
         for case, answer in HANGING.items():
             with fault.trial(case), serve(answer) as (uri, _):
@@ -414,7 +415,7 @@ def test_a_server_that_is_down(tally, make_root, fresh, capfd):
 
 
 def test_a_server_that_does_not_accept(tally, make_root, fresh, monkeypatch, capfd):
-    monkeypatch.setattr(tracking, "WAIT", 0.5)
+    monkeypatch.setattr(tracker, "WAIT", 0.5)
     with tally("MLflow's server hangs") as fault, fault.trial("does not accept"), full() as uri:
         survive(make_root(uri), capfd, make_root, fresh)
 
@@ -425,7 +426,7 @@ def test_the_real_budget(tally, rounds, make_root, fresh, capfd):
     with tally("MLflow's server hangs") as fault:
         for case, answer in HANGING.items():
             with fault.trial(f"{case}, really"), serve(answer) as (uri, _):
-                survive(make_root(uri), capfd, make_root, fresh, bound=tracking.WAIT + 5)
+                survive(make_root(uri), capfd, make_root, fresh, bound=tracker.WAIT + 5)
 
 
 def test_a_process_ends_though_the_server_hangs(tally, rounds, make_root):
@@ -433,8 +434,8 @@ def test_a_process_ends_though_the_server_hangs(tally, rounds, make_root):
         pytest.skip("only in the long form")
     script = """
 import sys; from pathlib import Path; sys.path.insert(0, sys.argv[2])
-from permafrost import tracking; import test_tracking
-tracking.WAIT = 0.5
+from permafrost.tracking import tracker; import test_tracking
+tracker.WAIT = 0.5
 test_tracking.train_cells(Path(sys.argv[1]), [0])
 """
     with tally("MLflow's server hangs") as fault, fault.trial("the exit"):
@@ -532,12 +533,12 @@ def test_a_training_that_is_stopped(make_root, fresh, error, status):
 
 
 def test_a_stopped_training_does_not_wait(make_root, monkeypatch, capfd):
-    monkeypatch.setattr(tracking, "STOPPED_WAIT", 0.5)
+    monkeypatch.setattr(tracker, "STOPPED_WAIT", 0.5)
     with serve(never) as (uri, _):
         root, begin = make_root(uri), time.monotonic()
         with pytest.raises(ZeroDivisionError):
             train_cells(root, [0], lambda epoch: 1 / 0)
-        assert time.monotonic() - begin < tracking.WAIT
+        assert time.monotonic() - begin < tracker.WAIT
     assert told(capfd.readouterr().err) == []
 
 
@@ -682,7 +683,7 @@ def locked(database):
 
 
 def test_a_locked_database(tally, rounds, make_root, fresh, monkeypatch, capfd):
-    monkeypatch.setattr(tracking, "WAIT", 0.5)
+    monkeypatch.setattr(tracker, "WAIT", 0.5)
     with tally("MLflow's database is locked") as fault:
         for case in ("from the start", "in the middle"):
             with fault.trial(case), contextlib.ExitStack() as stack:
@@ -709,9 +710,9 @@ def test_a_locked_database(tally, rounds, make_root, fresh, monkeypatch, capfd):
 
 FULL = """
 import os, resource, sys; from pathlib import Path; sys.path.insert(0, sys.argv[2])
-from permafrost.tracking import _load_mlflow
+from permafrost.tracking.database import load_mlflow
 import test_tracking
-_load_mlflow(os.environ["MLFLOW_TRACKING_URI"])
+load_mlflow(os.environ["MLFLOW_TRACKING_URI"])
 if sys.argv[3] == "limit":
     resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192))
 print(test_tracking.train_cells(Path(sys.argv[1]), [0, 1]))
@@ -802,7 +803,7 @@ def test_a_database_of_another_mlflow(tally, make_root, fresh, capfd):
 
 def write_cells(root, numbers):
     """Be one of many processes, which share a few cores: each is given time."""
-    tracking.WAIT = 120.0
+    tracker.WAIT = 120.0
     torch.set_num_threads(1)
     train_cells(root, numbers)
 
@@ -986,10 +987,10 @@ def test_the_real_server(tally, rounds, real_server, make_root, fresh, monkeypat
             if not rounds(0, 1):
                 return
             root = make_root(uri)
-            assert train_cells(root, [100], lambda epoch: time.sleep(8)) < 24 + tracking.WAIT + 5
+            assert train_cells(root, [100], lambda epoch: time.sleep(8)) < 24 + tracker.WAIT + 5
             assert told(capfd.readouterr().err) == []
             found = [run for run in runs_of(real_server.database) if run[0] == request(100).key]
             assert found == expected([100])
         with fault.trial("2 s a call, short trainings"), delayed(real_server.port, 2) as uri:
             root = make_root(uri)
-            assert survive(root, capfd, make_root, fresh, bound=tracking.WAIT + 5)
+            assert survive(root, capfd, make_root, fresh, bound=tracker.WAIT + 5)

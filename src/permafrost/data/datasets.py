@@ -5,9 +5,11 @@ import unicodedata
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 import torch
@@ -20,6 +22,9 @@ from permafrost.errors import InputError
 # A closed list: some of Pillow's other readers start programs (EPS runs Ghostscript).
 IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
 _UNSHOWN = {"Cc", "Cs", "Zl", "Zp"}  # control characters, undecoded bytes, breaks of lines
+_TURNING = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}  # text right to left
+_LARGE = 10_000_000  # pixels of an image of which one at a time is decoded, for its memory
+_one_large_image = Lock()
 RESIZE_CHUNK = 1000  # images a time, so that the float copy stays small
 
 
@@ -230,7 +235,7 @@ def _check_names(names: list[str]) -> None:
     """Refuse names that pictures, tables and terminals cannot show, or not tell apart."""
     seen: dict[str, str] = {}
     for name in names:
-        if any(unicodedata.category(char) in _UNSHOWN for char in name):
+        if any(_is_unshown(char) for char in name):
             raise InputError(
                 f"split.root: class folder {name!r} has control characters or bytes that are no "
                 "UTF-8 in its name; rename it"
@@ -241,6 +246,10 @@ def _check_names(names: list[str]) -> None:
                 f"split.root: class folders {twin!a} and {name!a} have the same name in "
                 "two Unicode forms; rename one"
             )
+
+
+def _is_unshown(char: str) -> bool:
+    return unicodedata.category(char) in _UNSHOWN or unicodedata.bidirectional(char) in _TURNING
 
 
 def _check_same_classes(
@@ -276,9 +285,10 @@ def _read_image(path: Path, size: int) -> np.ndarray:
         with Image.open(path, formats=IMAGE_FORMATS) as image:
             # A large JPEG is decoded at a fraction of its size that is still at least twice ours.
             image.draft(None, (2 * size, 2 * size))
-            rgb = _to_rgb(ImageOps.exif_transpose(image))
-            # Crops in the resampling itself: no huge strip is made of a long, thin image.
-            square = ImageOps.fit(rgb, (size, size), Image.Resampling.BILINEAR)
+            with _one_large_image if image.width * image.height > _LARGE else nullcontext():
+                rgb = _to_rgb(ImageOps.exif_transpose(image))
+                # Crops in the resampling itself: no huge strip is made of a long, thin image.
+                square = ImageOps.fit(rgb, (size, size), Image.Resampling.BILINEAR)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise InputError(
             f"split.root: {str(path)!r} has too many pixels; allowed: {Image.MAX_IMAGE_PIXELS}"

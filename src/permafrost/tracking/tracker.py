@@ -1,29 +1,29 @@
-"""MLflow: the only place that imports it.
+"""One project's runs in MLflow."""
 
-What happened is known from files (cells and variants); MLflow mirrors them. A training logs live
-while it runs, and :func:`reconcile` makes the store equal to the files at any time, so that a
-store that was down, a stage that DVC restored and a training that was killed lose nothing.
-"""
-
-import hashlib
-import logging
 import os
 import re
 import sys
 import time
-from base64 import b64encode
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future, wait
-from contextlib import contextmanager, nullcontext, suppress
+from concurrent.futures import wait
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from importlib import import_module
 from pathlib import Path
-from queue import SimpleQueue
-from threading import Lock, Thread
+from threading import Lock
 from typing import TYPE_CHECKING, Any, TypeVar
-from urllib.parse import unquote
 
 from filelock import FileLock
+
+from permafrost.tracking.database import (
+    database_file,
+    is_database,
+    load_mlflow,
+    make_database,
+    refuse_other_schema,
+)
+from permafrost.tracking.outage import Outage
+from permafrost.tracking.redaction import redact
+from permafrost.tracking.worker import Worker
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -38,21 +38,10 @@ EXPERIMENTS = (CELLS, FIRST_TASKS, VARIANTS, TRIALS)
 WAIT = 10.0  # the seconds that a training waits for MLflow, in all
 STOPPED_WAIT = 2.0  # those of a training that is stopped
 PATIENCE = 60.0  # those that `permafrost track` waits for one answer
-_TRY_AGAIN, _SAY_AGAIN = 60.0, 3600.0  # how long a project's processes keep from an outage
+_TRY_AGAIN = 60.0  # those that a project's other processes keep from a store that failed
 
 _FINISHED, _FAILED, _KILLED = "FINISHED", "FAILED", "KILLED"
 _LONGEST_TAG = 5000  # of all servers; a new one takes 8000
-_SQL = ("sqlite", "postgresql", "mysql", "mssql")
-_ACCOUNT = re.compile(r"(?<!sqlite)://(\S*)@")
-
-# One call ends within PATIENCE, by MLflow's own error, unless the server drips.
-_ENVIRONMENT = {
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
-    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
-    "GIT_PYTHON_REFRESH": "quiet",
-}
 
 
 @dataclass(frozen=True)
@@ -124,7 +113,7 @@ class Tracker:
         self.root = root
         self._client: MlflowClient | None = None
         self._experiments: dict[str, str] = {}
-        self._worker = _Worker()
+        self._worker = Worker()
         self._failed = False
         self._telling = Lock()
         self._last_call = 0.0
@@ -238,12 +227,12 @@ class Tracker:
 
     def _get_ready(self) -> None:
         """Do what takes seconds whatever the store does, in no worker: it counts for no wait."""
-        _load_mlflow(self.uri)
-        file = _database_file(self.uri)
+        load_mlflow(self.uri)
+        file = database_file(self.uri)
         if file and not file.exists():
             with self._lock():
                 if not file.exists():
-                    _make_database(file)
+                    make_database(file)
 
     def _lock(self) -> FileLock:
         """Return a lock: processes that create one database at once crash."""
@@ -256,8 +245,8 @@ class Tracker:
         return f"MLflow at {redact(self.uri, self.uri)}"
 
     @property
-    def _outage(self) -> "_Outage":
-        return _Outage(self.root / ".permafrost", redact(self.uri, self.uri))
+    def _outage(self) -> Outage:
+        return Outage(self.root / ".permafrost", redact(self.uri, self.uri))
 
     def _error(self, error: Exception) -> "TrackingError":
         # A database says in a few words what SQLAlchemy and MLflow say in many lines.
@@ -274,9 +263,9 @@ class Tracker:
         if self._client is None:
             from mlflow.tracking import MlflowClient
 
-            if _is_database(self.uri):
-                _refuse_other_schema(self.uri)
-            made_here = _is_database(self.uri) and not _database_file(self.uri)
+            if is_database(self.uri):
+                refuse_other_schema(self.uri)
+            made_here = is_database(self.uri) and not database_file(self.uri)
             with self._lock() if made_here else nullcontext():
                 self._client = MlflowClient(self.uri)
         return self._client
@@ -412,157 +401,6 @@ class LiveRun:
 
 class TrackingError(Exception):
     """The MLflow store cannot be used."""
-
-
-class _Worker:
-    """Does actions in a thread, one after the other; no process waits for it to exit."""
-
-    def __init__(self) -> None:
-        self._actions: SimpleQueue[Callable[[], None]] = SimpleQueue()
-        self._thread: Thread | None = None
-
-    def do(self, action: Callable[[], Result]) -> "Future[Result]":
-        """Take an action; its result will be in the future."""
-        future: Future[Result] = Future()
-        self._actions.put(lambda: _fulfil(future, action))
-        if self._thread is None:
-            self._thread = Thread(target=self._run, name="mlflow", daemon=True)
-            self._thread.start()
-        return future
-
-    def wait(self, seconds: float) -> bool:
-        """Wait for all actions that were taken; return whether they are done."""
-        return bool(wait([self.do(lambda: None)], timeout=seconds).done)
-
-    def _run(self) -> None:
-        while True:
-            self._actions.get()()
-
-
-class _Outage:
-    """What the processes of a project know of a store that failed: a file, by its age."""
-
-    def __init__(self, folder: Path, uri: str) -> None:
-        digest = hashlib.sha256(uri.encode()).hexdigest()[:8]
-        self._path, self._uri = folder / f"mlflow.failed.{digest}", uri
-
-    def age(self) -> float:
-        """Return how many seconds ago the store failed last."""
-        try:
-            return abs(time.time() - self._path.stat().st_mtime)
-        except OSError:
-            return float("inf")
-
-    def note(self) -> bool:
-        """Note a failure; return whether it is the first for long, to be said."""
-        try:
-            if self.age() > _SAY_AGAIN:
-                self._path.unlink(missing_ok=True)
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            with self._path.open("x") as file:  # of several processes one says it
-                file.write(f"{self._uri}\n")
-        except FileExistsError:
-            self._path.touch()
-            return False
-        except OSError:
-            pass  # a full disk
-        return True
-
-    def end(self) -> None:
-        """Note that the store works."""
-        with suppress(OSError):
-            self._path.unlink()
-
-
-def redact(text: str, uri: str) -> str:
-    """Strip user names, passwords and tokens, those of the URI and of MLflow's environment."""
-    text = _ACCOUNT.sub("://", text)
-    for secret in sorted(_secrets(uri), key=len, reverse=True):
-        text = text.replace(secret, "***")
-    return text
-
-
-def _secrets(uri: str) -> set[str]:
-    user, password, token = (
-        os.environ.get(f"MLFLOW_TRACKING_{name}", "") for name in ("USERNAME", "PASSWORD", "TOKEN")
-    )
-    found = {password, token, _basic(user, password)}
-    if account := _ACCOUNT.search(uri):
-        user, _, password = account[1].partition(":")
-        found |= {password or user, _basic(unquote(user), unquote(password))}
-    found |= set(re.findall(r"[?&]\w*(?:pass|pwd|secret|token|key)\w*=([^&]*)", uri, re.IGNORECASE))
-    return (found | {unquote(secret) for secret in found}) - {""}
-
-
-def _basic(user: str, password: str) -> str:
-    """Return an account as HTTP sends it."""
-    return b64encode(f"{user}:{password}".encode()).decode() if password else ""
-
-
-def _load_mlflow(uri: str) -> None:
-    """Import all that MLflow needs of itself for a store, which it would do bit by bit."""
-    for name, value in _ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    logging.getLogger("alembic").setLevel(logging.WARNING)
-    import_module("mlflow.tracking")
-    if _is_database(uri):
-        import_module("mlflow.store.tracking.sqlalchemy_store")
-        import_module("alembic.script")
-    # It would tell every failure besides, at length.
-    logging.getLogger("mlflow").setLevel(logging.CRITICAL)
-
-
-def _make_database(path: Path) -> None:
-    """Make a new database, which is there as a whole or not at all."""
-    import sqlalchemy
-    from mlflow.store.db.utils import _initialize_tables
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.part")
-    part.unlink(missing_ok=True)
-    engine = sqlalchemy.create_engine(f"sqlite:///{part}")
-    try:
-        _initialize_tables(engine)
-    finally:
-        engine.dispose()
-    part.replace(path)
-
-
-def _is_database(uri: str) -> bool:
-    return bool(re.match(rf"({'|'.join(_SQL)})[+:]", uri))
-
-
-def _database_file(uri: str) -> Path | None:
-    found = re.fullmatch("sqlite:///([^:?]+)", uri)
-    return Path(found[1]) if found else None
-
-
-def _refuse_other_schema(uri: str) -> None:
-    """Raise if a database is of another MLflow, which would upgrade it without asking.
-
-    MLflow tries a database that cannot be opened for minutes, too; this does not.
-    """
-    import sqlalchemy
-    from alembic.migration import MigrationContext
-    from mlflow.store.db.utils import _get_latest_schema_revision
-
-    engine = sqlalchemy.create_engine(uri)
-    try:
-        with engine.connect() as connection:
-            found = MigrationContext.configure(connection).get_current_revision()
-    finally:
-        engine.dispose()
-    if found not in (None, _get_latest_schema_revision()):
-        raise TrackingError(
-            "its database is of another version of MLflow; back it up and run `mlflow db upgrade`"
-        )
-
-
-def _fulfil(future: "Future[Result]", action: Callable[[], Result]) -> None:
-    try:
-        future.set_result(action())
-    except BaseException as error:
-        future.set_exception(error)
 
 
 def _holds(run: "Run", record: RunRecord) -> bool:

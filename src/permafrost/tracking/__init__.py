@@ -1,0 +1,32 @@
+"""MLflow: the only place that imports it.
+
+What happened is known from files (cells and variants); MLflow mirrors them. A training logs live
+while it runs, and :meth:`Tracker.reconcile` makes the store equal to the files at any time, so that
+a store that was down, a stage that DVC restored and a training that was killed lose nothing.
+"""
+
+from permafrost.tracking.redaction import redact
+from permafrost.tracking.tracker import (
+    CELLS,
+    EXPERIMENTS,
+    FIRST_TASKS,
+    TRIALS,
+    VARIANTS,
+    LiveRun,
+    RunRecord,
+    Tracker,
+    TrackingError,
+)
+
+__all__ = [
+    "CELLS",
+    "EXPERIMENTS",
+    "FIRST_TASKS",
+    "TRIALS",
+    "VARIANTS",
+    "LiveRun",
+    "RunRecord",
+    "Tracker",
+    "TrackingError",
+    "redact",
+]

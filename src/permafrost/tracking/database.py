@@ -1,0 +1,79 @@
+"""What MLflow needs before it is called: its imports, and a database of its own version."""
+
+import logging
+import os
+import re
+from importlib import import_module
+from pathlib import Path
+
+_SQL = ("sqlite", "postgresql", "mysql", "mssql")
+
+# One call ends within PATIENCE, by MLflow's own error, unless the server drips.
+_ENVIRONMENT = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    "GIT_PYTHON_REFRESH": "quiet",
+}
+
+
+def load_mlflow(uri: str) -> None:
+    """Import all that MLflow needs of itself for a store, which it would do bit by bit."""
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    import_module("mlflow.tracking")
+    if is_database(uri):
+        import_module("mlflow.store.tracking.sqlalchemy_store")
+        import_module("alembic.script")
+    # It would tell every failure besides, at length.
+    logging.getLogger("mlflow").setLevel(logging.CRITICAL)
+
+
+def make_database(path: Path) -> None:
+    """Make a new database, which is there as a whole or not at all."""
+    import sqlalchemy
+    from mlflow.store.db.utils import _initialize_tables
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.part")
+    part.unlink(missing_ok=True)
+    engine = sqlalchemy.create_engine(f"sqlite:///{part}")
+    try:
+        _initialize_tables(engine)
+    finally:
+        engine.dispose()
+    part.replace(path)
+
+
+def is_database(uri: str) -> bool:
+    """Return whether a tracking URI names a database, not a server or a folder."""
+    return bool(re.match(rf"({'|'.join(_SQL)})[+:]", uri))
+
+
+def database_file(uri: str) -> Path | None:
+    """Return the file of a plain SQLite URI."""
+    found = re.fullmatch("sqlite:///([^:?]+)", uri)
+    return Path(found[1]) if found else None
+
+
+def refuse_other_schema(uri: str) -> None:
+    """Raise if a database is of another MLflow, which would upgrade it without asking.
+
+    MLflow tries a database that cannot be opened for minutes, too; this does not.
+    """
+    import sqlalchemy
+    from alembic.migration import MigrationContext
+    from mlflow.store.db.utils import _get_latest_schema_revision
+
+    engine = sqlalchemy.create_engine(uri)
+    try:
+        with engine.connect() as connection:
+            found = MigrationContext.configure(connection).get_current_revision()
+    finally:
+        engine.dispose()
+    if found not in (None, _get_latest_schema_revision()):
+        raise ValueError(
+            "its database is of another version of MLflow; back it up and run `mlflow db upgrade`"
+        )
