@@ -19,20 +19,19 @@ app = typer.Typer(
 )
 
 
-def _seed_of_stage(name: str) -> int:
+# DVC tells a stage its name, so that dvc.yaml builds no shell command from parameters.
+Seed = Annotated[
+    str, typer.Option(envvar="DVC_STAGE", help="Which of the seeds, or a stage's name: rank@0.")
+]
+
+
+def _seed(name: str) -> int:
     """Return the seed of a stage such as ``rank@0``, or of an option's ``0``."""
     try:
         return int(name.rpartition("@")[2])
     except ValueError:
-        raise typer.BadParameter(
-            f"{name!r} is no whole number; allowed: one of the seeds"
-        ) from None
+        raise InputError(f"--seed: {name!r} is no whole number; allowed: one of seeds") from None
 
-
-# DVC tells a stage its name, and dvc.yaml builds no shell command from parameters.
-Seed = Annotated[
-    int, typer.Option(parser=_seed_of_stage, envvar="DVC_STAGE", help="Which of the seeds.")
-]
 
 _SEED_STAGES = {
     "split": "Divide the data set's classes among tasks.",
@@ -77,7 +76,7 @@ def _clear_errors() -> Iterator[None]:
 def _seed_stage(name: str) -> Callable[..., None]:
     def command(seed: Seed) -> None:
         with _clear_errors():
-            import_module(f"permafrost.stages.{name}").run(seed)
+            import_module(f"permafrost.stages.{name}").run(_seed(seed))
 
     return command
 

@@ -189,7 +189,7 @@ def test_a_stage_refuses_damaged_input(tally, rounds, before_sweep, tmp_path):
             path.write_bytes(content)
 
 
-def test_read_only_folders_are_named(tally, before_sweep, tmp_path):
+def test_folders_that_cannot_be_written_are_named(tally, before_sweep, tmp_path):
     """By a file in the folder's place: the superuser may write into any folder."""
     project = before_sweep.copy(tmp_path / "project")
     with tally("folder that cannot be written") as fault:
@@ -206,6 +206,20 @@ def test_read_only_folders_are_named(tally, before_sweep, tmp_path):
                 assert name in output
                 assert "Traceback" not in output
             folder.unlink()
+
+
+def test_a_read_only_disk_is_named(tally, before_sweep, tmp_path):
+    with small_disk(tmp_path / "disk", 64) as disk, tally("folder that cannot be written") as fault:
+        project = before_sweep.copy(disk / "project")
+        subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+        for command in (["rank", "--seed", "0"], ["sweep"], ["doctor", "--repair"], ["track"]):
+            with fault.trial(f"read-only disk, {command[0]}"):
+                process = project.start("permafrost", *command)
+                output, _ = process.communicate(timeout=120)
+                assert "Traceback" not in output, output
+                if command[0] != "doctor":  # it has nothing to delete
+                    assert process.returncode == 2, output
+                    assert "ead-only" in output or "readonly" in output, output
 
 
 def test_a_full_disk_leaves_no_half_cell(tally, tmp_path, make_network):
