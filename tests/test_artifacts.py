@@ -11,11 +11,13 @@ from permafrost import artifacts
 from permafrost.artifacts import (
     file_digest,
     load_json,
+    load_record,
     load_state,
     load_tasks,
     load_tensors,
     require,
     save_json,
+    save_record,
     save_tasks,
     save_tensors,
     write_atomically,
@@ -123,6 +125,31 @@ def test_truncated_files(tmp_path, make_sequence, keep):
     path.write_bytes(content[: int(len(content) * keep) if isinstance(keep, float) else keep])
     for load in (load_tensors, load_tasks):
         assert "damaged: delete it" in refusal(load, path)
+
+
+def test_rows_that_were_dropped_or_moved_are_missed(tmp_path):
+    path = tmp_path / "rows.json"
+    save_record(path, [{"a": 1}, {"a": 2}, {"a": 3}])
+    rows = json.loads(path.read_bytes())
+    assert [row["a"] for row in load_record(path)] == [1, 2, 3]
+    for kept in (rows[:2], rows[1:], rows[::-1], [], rows[:1], rows + rows):
+        save_json(path, kept)
+        assert "damaged" in refusal(load_record, path)
+    path.write_text('{"a": NaN}')
+    assert "no valid JSON" in refusal(load_record, path)
+
+
+def test_an_error_of_the_system_is_no_damage(tmp_path, monkeypatch):
+    """Too many open files, say: what is stored is whole, and must not be made again."""
+    path = tmp_path / "tensors.safetensors"
+    save_tensors(path, TENSORS)
+
+    def fail(*arguments, **options):
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(artifacts.Path, "open", fail)
+    with pytest.raises(OSError, match="Too many"):
+        load_tensors(path)
 
 
 def test_truncated_json(tmp_path):

@@ -140,7 +140,7 @@ def test_a_cell_is_trained_once(store):
     }
     assert store.obtain(REQUEST, never) == record
     assert store.load(REQUEST.key) == record
-    assert store.records() == [record]
+    assert [store.load(key) for key in store.stored_keys()] == [record]
     assert store.stored_keys() == [REQUEST.key]
     assert store.seconds(REQUEST.key) == 1.5
     assert load_tensors(store.model_path(REQUEST.key))[0]["weight"].tolist() == [1, 1, 1]
@@ -156,7 +156,7 @@ def test_a_cell_is_trained_once(store):
 
 def test_an_unknown_cell(store):
     assert store.load("0" * 32) is None
-    assert store.records() == store.stored_keys() == []
+    assert store.run_records() == store.stored_keys() == []
     assert not store.is_active("0" * 32)
 
 
@@ -232,7 +232,7 @@ def test_a_cell_without_its_record_is_not_whole(store):
     store.obtain(REQUEST, trivial)
     (store.folder / REQUEST.key / "cell.json").unlink()
     assert store.load(REQUEST.key) is None
-    assert store.records() == []
+    assert store.run_records() == []
     assert store.stored_keys() == [REQUEST.key]
 
 

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -15,7 +15,7 @@ from safetensors.torch import save as serialise
 from torch import Tensor
 
 from permafrost.data import LabeledImages, Normalization, Task, TaskSequence
-from permafrost.errors import InputError
+from permafrost.errors import DamagedError, InputError
 
 _PARTS = ("train", "validation", "test")
 
@@ -92,11 +92,15 @@ def load_json(path: Path) -> Any:
         If the file is missing or is no valid JSON.
     """
     try:
-        return json.loads(path.read_bytes())
+        return json.loads(path.read_bytes(), parse_constant=_no_number)
     except FileNotFoundError:
         raise InputError(f"{path}: not found; run the stage that writes it (dvc repro)") from None
     except ValueError:
-        raise InputError(f"{path}: is no valid JSON; {_REBUILD}") from None
+        raise DamagedError(f"{path}: is no valid JSON; {_REBUILD}") from None
+
+
+def _no_number(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no number of JSON")
 
 
 _REBUILD = "it is damaged: delete it by `permafrost doctor --repair`, then run `dvc repro`"
@@ -116,7 +120,7 @@ def save_record(path: Path, record: Record) -> None:
     """
     rows = record if isinstance(record, list) else [record]
     # In a list, which DVC's tables of metrics leave out.
-    sealed = [row | {_CHECKSUM: [_checksum(row)]} for row in rows]
+    sealed = [row | {_CHECKSUM: [_checksum(row, at, len(rows))]} for at, row in enumerate(rows)]
     save_json(path, sealed if isinstance(record, list) else sealed[0])
 
 
@@ -130,17 +134,19 @@ def load_record(path: Path) -> Any:
     """
     sealed = load_json(path)
     rows = sealed if isinstance(sealed, list) else [sealed]
-    for row in rows:
-        whole = isinstance(row, dict) and row.pop(_CHECKSUM, None) == [_checksum(row)]
-        require(whole, path, "is not what was written")
+    require(len(rows) > 0, path, "has no rows")
+    for at, row in enumerate(rows):
+        checksum = row.pop(_CHECKSUM, None) if isinstance(row, dict) else None
+        require(checksum == [_checksum(row, at, len(rows))], path, "is not what was written")
     return sealed
 
 
 _HEADER, _CHECKSUM = "permafrost", "checksum"
 
 
-def _checksum(row: Any) -> str:
-    text = json.dumps(row, sort_keys=True, allow_nan=False)
+def _checksum(row: Any, place: int, rows: int) -> str:
+    """Hash a row and its place, so that a row that was dropped is missed."""
+    text = json.dumps([row, place, rows], sort_keys=True, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -177,9 +183,12 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], Any]:
     Raises
     ------
     InputError
-        If the file is missing or not what was written.
+        If the file is missing.
+    DamagedError
+        If it is not what was written.
     """
     try:
+        path.open("rb").close()  # safetensors takes all that keeps it from opening for absence
         with safe_open(path, framework="pt") as file:
             header = json.loads((file.metadata() or {}).get(_HEADER, "{}"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -189,8 +198,8 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], Any]:
         return tensors, about
     except FileNotFoundError:
         raise InputError(f"{path}: not found; run the stage that writes it (dvc repro)") from None
-    except (SafetensorError, ValueError, OSError) as error:
-        raise InputError(f"{path}: {error}; {_REBUILD}") from None
+    except (SafetensorError, ValueError) as error:
+        raise DamagedError(f"{path}: {error}; {_REBUILD}") from None
 
 
 def load_state(path: Path, module: torch.nn.Module) -> None:
@@ -266,6 +275,6 @@ def _task(tensors: Mapping[str, Tensor], index: int, classes: tuple[str, ...]) -
 
 
 def require(condition: bool, path: Path, what: str) -> None:
-    """Raise an InputError that names the file unless the condition holds."""
+    """Raise a DamagedError that names the file unless the condition holds."""
     if not condition:
-        raise InputError(f"{path}: {what}; {_REBUILD}")
+        raise DamagedError(f"{path}: {what}; {_REBUILD}")

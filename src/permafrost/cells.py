@@ -29,7 +29,7 @@ from permafrost.artifacts import (
     save_record,
     save_tensors,
 )
-from permafrost.errors import InputError
+from permafrost.errors import DamagedError
 from permafrost.evaluation import Accuracy
 from permafrost.machine import fingerprint, machine_tags
 from permafrost.strategies import Progress
@@ -173,7 +173,7 @@ class CellStore:
         """Load something of a cell; one that is damaged is told and deleted, to be made again."""
         try:
             return load(key)
-        except InputError as error:
+        except DamagedError as error:
             print(f"{error.args[0].split(';')[0]}; it is made again", file=sys.stderr)
             shutil.rmtree(self.folder / key)
             return None
@@ -223,12 +223,15 @@ class CellStore:
         return record
 
     def is_whole(self, key: str) -> bool:
-        """Return whether nothing of a cell is damaged; one that is not finished counts as whole."""
+        """Return whether nothing of a cell is damaged, as far as it is; one in training is not."""
         try:
-            self.load(key)
-            self._load_checkpoint(key)
-        except InputError:
+            with self._lock(key, timeout=0):
+                self.load(key)
+                self._load_checkpoint(key)
+        except DamagedError:
             return False
+        except Timeout:
+            return True
         return True
 
     def model_path(self, key: str) -> Path:
@@ -239,16 +242,10 @@ class CellStore:
         """Return the file of what else a stored cell keeps."""
         return self.folder / key / _KEPT
 
-    def records(self) -> list[dict[str, Any]]:
-        """Return the records of all whole cells, by key."""
-        return [result["record"] for result in self._results()]
-
     def run_records(self) -> list[RunRecord]:
         """Return what MLflow has to hold of all whole cells."""
-        return [run_record(result["record"], result["machine"]) for result in self._results()]
-
-    def _results(self) -> list[dict[str, Any]]:
-        return [load_record(path) for path in sorted(self.folder.glob(f"*/{_RESULT}"))]
+        results = [load_record(path) for path in sorted(self.folder.glob(f"*/{_RESULT}"))]
+        return [run_record(result["record"], result["machine"]) for result in results]
 
     def seconds(self, key: str) -> float | None:
         """Return how long the epochs of a cell's training took; None if it is not stored."""

@@ -58,7 +58,7 @@ def _clear_errors() -> Iterator[None]:
 
     stop_on_sigterm()
     if "DVC_STAGE" in os.environ:
-        stop_with_parent()
+        stop_with_parent(os.getppid())
     try:
         yield
     except InputError as error:

@@ -1,13 +1,12 @@
 """What of this machine can change the bits of a result, and which stored files are damaged."""
 
 import hashlib
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 from permafrost.artifacts import load_record, load_tensors
 from permafrost.cells import CellStore
-from permafrost.errors import InputError
+from permafrost.errors import DamagedError
 from permafrost.machine import fingerprint
 from permafrost.stages.workspace import (
     FIRST_RECORDS,
@@ -21,6 +20,7 @@ from permafrost.stages.workspace import (
     project_root,
     read_params,
 )
+from permafrost.variants import variant_files
 
 
 def describe_machine() -> str:
@@ -36,29 +36,28 @@ def damaged() -> list[Path]:
     root = project_root()
     store = CellStore(root)
     cells = [store.folder / key for key in store.stored_keys() if not store.is_whole(key)]
-    return [*_damaged_artifacts(), *cells, *_damaged_cache(root)]
+    return [*_damaged_artifacts(root), *cells, *_damaged_cache(root)]
 
 
 def delete(paths: list[Path]) -> None:
     """Delete damaged files; `dvc repro` makes them again."""
+    CellStore(project_root()).delete([path.name for path in paths if path.is_dir()])
     for path in paths:
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
+        if path.is_file():
             path.unlink()
 
 
-def _damaged_artifacts() -> Iterator[Path]:
+def _damaged_artifacts(root: Path) -> Iterator[Path]:
     """Look through what the stages of this copy of the project have written."""
     tensors = [*TASKS.glob("*.safetensors"), *Path("models").glob("*/*.safetensors")]
-    records = [VARIANT, TUNE, SWEEP]
+    records = [VARIANT, TUNE, SWEEP, *variant_files(root)]
     for folder in (FIRST_RECORDS, SECOND_RECORDS, FROZEN):
         records += folder.glob("*.json")
     for load, paths in ((load_tensors, tensors), (load_record, records)):
         for path in sorted(path for path in paths if path.exists()):
             try:
                 load(path)
-            except InputError:
+            except DamagedError:
                 yield path
 
 

@@ -9,6 +9,10 @@ class InputError(Exception):
     """
 
 
+class DamagedError(InputError):
+    """A file is there and can be read, but is not what was written."""
+
+
 class NotFiniteError(InputError, ValueError):
     """A network, or what is computed with it, holds numbers that are not finite.
 

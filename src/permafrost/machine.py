@@ -3,6 +3,7 @@
 import os
 import platform
 import re
+import subprocess
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -13,13 +14,15 @@ import torch
 _PACKAGES = ("torch", "torchvision", "numpy", "scipy", "scikit-learn", "pillow", "captum")
 _LIBRARIES = re.compile(r"(?:Intel.*Math Kernel Library|MKL-DNN|OpenMP|BLAS_INFO=\w+)[^,\n]*")
 _CPU_FEATURES = ("avx2", "avx512f", "avx512_bf16", "amx_tile", "amx_bf16", "asimd", "sve", "bf16")
-_VARIABLES = re.compile(r"(OMP|KMP|MKL|DNNL|ONEDNN|OPENBLAS|ATEN|CUBLAS|CUDA|TORCH|NVIDIA_TF32)_")
+_VARIABLES = re.compile(
+    r"(OMP|KMP|MKL|DNNL|ONEDNN|OPENBLAS|ATEN|CUBLAS)_|NVIDIA_TF32|TORCH_ALLOW_TF32"
+)
 
 
 def fingerprint() -> dict[str, str]:
     """Return what could make another machine's results differ.
 
-    Equal fingerprints give equal bits; a difference need not change any.
+    Where all of it is equal, the bits should be; a difference need not change any.
 
     Returns
     -------
@@ -55,10 +58,17 @@ def _cpu() -> str:
     """Return the processor's name and those of its features that numerical kernels look for."""
     path = Path("/proc/cpuinfo")
     text = path.read_text() if path.exists() else ""
-    names = re.findall(r"^model name\s*: (.*)$", text, re.MULTILINE)
+    names = re.findall(r"^(?:model name|CPU part)\s*: (.*)$", text, re.MULTILINE) or _apple()
     flags = set(re.findall(r"^(?:flags|Features)\s*: (.*)$", text, re.MULTILINE)[:1])
     known = [name for name in _CPU_FEATURES if name in " ".join(flags).split()]
     return " ".join([names[0] if names else platform.processor(), *known])
+
+
+def _apple() -> list[str]:
+    command = ["sysctl", "-n", "machdep.cpu.brand_string"]
+    if platform.system() != "Darwin":
+        return []
+    return subprocess.run(command, capture_output=True, text=True).stdout.splitlines()
 
 
 def _gpu() -> str:

@@ -4,7 +4,8 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from multiprocessing.process import BaseProcess
 
 _GRACE = 3.0  # seconds in which a process may end its MLflow run before it is killed
@@ -12,21 +13,38 @@ _GRACE = 3.0  # seconds in which a process may end its MLflow run before it is k
 
 def stop_on_sigterm() -> None:
     """Let SIGTERM end this process as Ctrl-C does: by a KeyboardInterrupt."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
-def stop_with_parent() -> None:
-    """Send this process SIGTERM once its parent is dead, however it died.
+@contextmanager
+def deaf_children() -> Iterator[None]:
+    """Let processes that are started here ignore Ctrl-C, which their parent hears for them."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def stop_with_parent(parent: int) -> None:
+    """Send this process SIGTERM once its parent is dead, however it died, and at last SIGKILL.
 
     Otherwise the stages of a `dvc repro` that was killed would work on, unseen, and write beside
     the next one.
+
+    Parameters
+    ----------
+    parent : int
+        Its process id; the parent may be dead already.
     """
-    parent = os.getppid()
 
     def watch() -> None:
         while os.getppid() == parent:
             time.sleep(0.2)
         os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(2 * _GRACE)
+        os.kill(os.getpid(), signal.SIGKILL)
 
     threading.Thread(target=watch, daemon=True).start()
 

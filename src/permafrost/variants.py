@@ -75,8 +75,12 @@ def add_pictures(store: CellStore, summary: dict[str, Any], pictures: dict[str, 
 
 def variant_records(store: CellStore) -> list[RunRecord]:
     """Return the runs of all variants that were evaluated in this project."""
-    folders = sorted((store.root / ".permafrost" / "variants").glob(f"*/{_RECORD}"))
-    return [_run_record(path.parent) for path in folders]
+    return [_run_record(path.parent) for path in variant_files(store.root)]
+
+
+def variant_files(root: Path) -> list[Path]:
+    """Return the stored summaries of a project's variants."""
+    return sorted((root / ".permafrost" / "variants").glob(f"*/{_RECORD}"))
 
 
 def _folder(store: CellStore, key: str) -> Path:

@@ -140,6 +140,24 @@ def test_damaged_files_of_a_project(tally, rounds, undisturbed, before_sweep, tm
                 assert project.bits() == whole
 
 
+def test_damaged_files_of_the_store(tally, before_sweep, tmp_path):
+    project = before_sweep.copy(tmp_path / "project")
+    (variant,) = project.folder.glob(".permafrost/variants/*/variant.json")
+    with tally("damaged file of the store") as fault, fault.trial("a variant's summary"):
+        _damage_unseen(variant)
+        assert str(variant) in project.run("permafrost", "track", code=2)
+        assert str(variant) in project.run("permafrost", "doctor", code=2)
+        project.run("permafrost", "doctor", "--repair")
+        project.run("permafrost", "track")
+        project.run("dvc", "repro", "-f", "--single-item", "evaluate")
+        assert variant.exists()
+    with tally("damaged file of the store") as fault, fault.trial("the timings"):
+        timings = project.folder / "reports/timings.json"
+        timings.write_text('{"stages": ')
+        project.run("permafrost", "evaluate")
+        assert "evaluate" in project.read("reports/timings.json")["stages"]
+
+
 def _damage_unseen(path: Path) -> None:
     """Flip a bit so that neither size nor time of the file tells."""
     before = path.stat()

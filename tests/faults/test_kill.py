@@ -10,6 +10,7 @@ from functools import partial
 import psutil
 import pytest
 
+from project import wait_for
 from workflow import (
     WatchedProject,
     check_recovered,
@@ -74,6 +75,25 @@ def test_stop_in_the_sweep(tally, rounds, undisturbed, before_sweep, tmp_path, w
                 project = before_sweep.copy(tmp_path / "project")
                 fault.lost(_stop(project, undisturbed, way, 1.5 * trial))
             remove(tmp_path / "project")
+
+
+def test_workers_end_with_their_stage(tally, rounds, before_sweep, tmp_path):
+    """Also while they still import, when nothing of theirs has run."""
+    with tally("kill -9 of the sweep while its workers begin") as fault:
+        for delay in (0.3, 0.0, 1.0, 2.0, 4.0)[: rounds(1, 5)]:
+            with fault.trial(f"after {delay} s"):
+                _kill_beginning_workers(before_sweep.copy(tmp_path / "project"), delay)
+            remove(tmp_path / "project")
+
+
+def _kill_beginning_workers(project, delay):
+    process = project.start("permafrost", "sweep")
+    workers = partial(psutil.Process(process.pid).children, recursive=True)
+    wait_for(lambda: len(workers()) >= 2, 60, "the start of the workers")
+    time.sleep(delay)
+    process.kill()
+    process.communicate(timeout=60)
+    wait_for(lambda: not project.processes(), 60, "the end of the workers")
 
 
 def _stop(project, undisturbed, way, wait):

@@ -1,6 +1,7 @@
 """MLflow fails in every way; trainings go on, and `permafrost track` loses nothing."""
 
 import contextlib
+import dataclasses
 import json
 import multiprocessing
 import os
@@ -93,7 +94,7 @@ def runs_of(database):
             points = store.execute(
                 "SELECT key, step, value FROM metrics WHERE run_uuid = ?", (run,)
             )
-            theirs = ("mlflow.", "machine.")
+            theirs = ("mlflow.", "machine.", "record")
             own = {name: value for name, value in tags.items() if not name.startswith(theirs)}
             found.append((own.pop("key"), status, params, own, sorted(points)))
     return sorted(found, key=lambda run: run[0])
@@ -552,6 +553,40 @@ def test_a_run_of_a_stored_cell_that_is_not_whole_is_rewritten(make_root, fresh)
             store.execute("DELETE FROM metrics")
         assert track(root) == {"written": 1, "deleted": 1, "kept": 0}
         assert runs_of(root / "mlflow.db") == expected([0])
+
+
+def test_a_run_that_lacks_its_pictures_is_rewritten(make_root, fresh, tmp_path):
+    root = make_root()
+    shutil.copy(fresh, root / "mlflow.db")
+    picture = tmp_path / "picture.png"
+    picture.write_bytes(b"a picture")
+    plain = RunRecord("variant", "permafrost-variants", "variant", metrics={"acc": 0.5})
+    whole = dataclasses.replace(plain, pictures={"picture.png": picture})
+    tracker_of_root = Tracker(root)
+    tracker_of_root.write(plain)
+    for record, written in ((plain, 0), (whole, 1), (whole, 0)):
+        assert tracker_of_root.reconcile([record], lambda key: False)["written"] == written
+    picture.write_bytes(b"another")
+    assert tracker_of_root.reconcile([whole], lambda key: False)["written"] == 1
+
+
+def test_a_run_that_ends_while_the_store_is_read_stays(make_root, fresh, monkeypatch):
+    root = make_root()
+    shutil.copy(fresh, root / "mlflow.db")
+    train_cells(root, [0])
+    store = CellStore(root)
+    read = Tracker._runs
+
+    def outdated(*arguments):
+        runs = read(*arguments)
+        for run in runs:
+            run.info._status = "RUNNING"
+        return runs
+
+    monkeypatch.setattr(Tracker, "_runs", outdated)
+    counts = store.tracker.reconcile([], lambda key: False)
+    assert counts["deleted"] == 0
+    assert runs_of(root / "mlflow.db") == expected([0])
 
 
 @pytest.mark.parametrize("live", [True, False])

@@ -45,6 +45,7 @@ class WatchedProject(Project):
     @property
     def environment(self) -> dict[str, str]:
         return super().environment | {
+            "SHELL": "/bin/sh",  # of the shells that DVC may use, the one that does least by itself
             "EPOCH_LOG": str(self.folder) + ".epochs",
             "PYTHONPATH": os.pathsep.join(filter(None, [str(SPY), os.environ.get("PYTHONPATH")])),
         }

@@ -15,7 +15,7 @@ from permafrost.errors import InputError
 from permafrost.experiment import CellInputs, frozen_masks, train_cell
 from permafrost.params import Params
 from permafrost.plan import CellSpec
-from permafrost.processes import stop_all, stop_on_sigterm, stop_with_parent
+from permafrost.processes import deaf_children, stop_all, stop_on_sigterm, stop_with_parent
 from permafrost.stages.workspace import (
     FIRST,
     KNOWLEDGE,
@@ -78,12 +78,14 @@ def _records(
         return
     # The database is made before several processes write into it.
     workspace.store.tracker.prepare()
+    others = set(multiprocessing.active_children())
     context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
     with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker) as pool:
         # The longest first, so that no worker is left alone with one at the end.
         longest = sorted(specs, key=lambda spec: -spec.hyperparameters.get("passes", 0))
-        futures = {pool.submit(_obtain_in_worker, s, on_validation): s for s in longest}
         try:
+            with deaf_children():
+                futures = {pool.submit(_obtain_in_worker, s, on_validation): s for s in longest}
             for future in as_completed(futures):
                 yield futures[future], future.result()
         except BrokenProcessPool:
@@ -93,7 +95,7 @@ def _records(
             ) from None
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
-            stop_all(multiprocessing.active_children())
+            stop_all(set(multiprocessing.active_children()) - others)
             raise
 
 
@@ -124,10 +126,9 @@ def _worker_workspace() -> Workspace:
 
 
 def _start_worker() -> None:
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # Ctrl-C reaches the parent, which stops its workers
-    stop_with_parent()
+    parent = multiprocessing.parent_process()
+    assert parent
+    stop_with_parent(int(parent.pid or 0))
 
 
 def _obtain_in_worker(spec: CellSpec, on_validation: bool) -> dict[str, Any]:

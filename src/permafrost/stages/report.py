@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from permafrost.artifacts import load_json, load_record, save_json, write_atomically
+from permafrost.artifacts import load_record, save_json, write_atomically
 from permafrost.cells import CellStore
 from permafrost.errors import InputError
 from permafrost.params import Params
@@ -16,12 +16,12 @@ from permafrost.stages.workspace import (
     SALIENCY_PICTURES,
     SWEEP,
     TABLES,
-    TIMINGS,
     TRADE_OFF_PICTURE,
     TRADE_OFF_POINTS,
     TUNE,
     VARIANT,
     open_stage,
+    read_timings,
     seed_file,
 )
 from permafrost.strategies import STRATEGIES
@@ -92,7 +92,7 @@ def _relative_times(store: CellStore, rows: list[Row]) -> dict[str, float]:
     done = [row for row in rows if row["status"] == "done"]
     seconds = {row["key"]: store.seconds(row["key"]) for row in done}
     plain = {(row["head"], row["seed"]): seconds[row["key"]] for row in _of(done, "finetune")}
-    extra = load_json(TIMINGS).get("consolidate", {}) if TIMINGS.exists() else {}
+    extra = read_timings().get("consolidate", {})
     times = {}
     for row in done:
         knowledge = STRATEGIES[row["strategy"]].knowledge

@@ -1,6 +1,5 @@
 """What all stages share: where files lie, params, the device, timings and progress."""
 
-import json
 import os
 import sys
 import time
@@ -23,6 +22,7 @@ from rich.progress import (
 )
 
 from permafrost.artifacts import (
+    load_json,
     load_state,
     load_tensors,
     require,
@@ -192,10 +192,18 @@ def note_seconds(group: str, seconds: dict[str, float]) -> None:
     """Merge durations into ``reports/timings.json``."""
     TIMINGS.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(TIMINGS.parent / ".timings.lock"):
-        timings = json.loads(TIMINGS.read_text()) if TIMINGS.exists() else {}
+        timings = read_timings()
         rounded = {name: round(value, 2) for name, value in seconds.items()}
         timings[group] = timings.get(group, {}) | rounded
         save_json(TIMINGS, timings)
+
+
+def read_timings() -> dict[str, dict[str, float]]:
+    """Read ``reports/timings.json``; where there is none, or it is damaged, nothing is known."""
+    try:
+        return dict(load_json(TIMINGS))
+    except InputError:
+        return {}
 
 
 @contextmanager

@@ -1,5 +1,7 @@
 """One project's runs in MLflow."""
 
+import hashlib
+import json
 import os
 import re
 import sys
@@ -88,10 +90,20 @@ class RunRecord:
     @property
     def all_tags(self) -> dict[str, str]:
         """Return the run's tags, none longer than MLflow takes."""
-        tags = {"key": self.key, **self.tags}
+        tags = {"key": self.key, **self.tags, "record": self._digest()}
         if self.error is not None:
             tags["error"] = self.error
         return {name: str(value)[:_LONGEST_TAG] for name, value in tags.items()}
+
+    def _digest(self) -> str:
+        """Hash what else the run holds, to tell a run that lacks some of it."""
+        pictures = {
+            place: hashlib.sha256(path.read_bytes()).hexdigest()
+            for place, path in self.pictures.items()
+        }
+        held = [dict(self.params), dict(self.metrics), [dict(row) for row in self.curves], pictures]
+        text = json.dumps(held, sort_keys=True, default=str)
+        return hashlib.sha256(text.encode()).hexdigest()
 
 
 class Tracker:
@@ -238,7 +250,7 @@ class Tracker:
         """Return a lock: processes that create one database at once crash."""
         path = self.root / ".permafrost" / "mlflow.lock"
         path.parent.mkdir(parents=True, exist_ok=True)
-        return FileLock(path, timeout=PATIENCE)
+        return FileLock(path, timeout=WAIT)
 
     @property
     def _place(self) -> str:
@@ -369,10 +381,14 @@ class Tracker:
                 counts["deleted"] += len(found)
         for key, found in runs.items():
             for run in found:
-                if key and not _is_whole(run) and not is_active(key):
+                if key and not _is_whole(run) and not is_active(key) and self._is_left(run):
                     self._connect().delete_run(run.info.run_id)
                     counts["deleted"] += 1
         return counts
+
+    def _is_left(self, run: "Run") -> bool:
+        """Return whether a run that had not ended has not ended since, either."""
+        return not _is_whole(self._connect().get_run(run.info.run_id))
 
 
 class LiveRun:
