@@ -5,6 +5,7 @@ import os
 import random
 import signal
 import time
+from collections.abc import Sequence
 from functools import partial
 
 import psutil
@@ -17,6 +18,7 @@ from workflow import (
     kill,
     remove,
     running_stage,
+    workers_of,
 )
 
 HOW = ("all", "the stage", "DVC")
@@ -28,10 +30,9 @@ def moments(count: int, seconds: float) -> list[float]:
     return [seconds * (index + draw.random()) / count for index in range(count)]
 
 
-def plan(count: int, seconds: float) -> list[tuple[str, float]]:
+def plan(count: int, seconds: float, ways: Sequence[str] = HOW) -> list[tuple[str, float]]:
     """Return how and when to kill: every way at moments over the whole run."""
-    ways = itertools.cycle(HOW)
-    return [(next(ways), moment) for moment in moments(count, seconds)]
+    return list(zip(itertools.cycle(ways), moments(count, seconds), strict=False))
 
 
 def test_kill_over_a_whole_run(tally, rounds, undisturbed, tmp_path):
@@ -50,7 +51,7 @@ def test_kill_over_the_sweep(tally, rounds, undisturbed, before_sweep, tmp_path)
     seconds = time.monotonic() - began
     assert whole.bits() == undisturbed.bits
     with tally("kill -9 at a random moment of the sweep, 2 workers") as fault:
-        for how, moment in plan(rounds(2, 30), seconds):
+        for how, moment in plan(rounds(2, 32), seconds, ("a worker", *HOW)):
             with fault.trial(f"{how}, after {moment:.1f} s"):
                 project = before_sweep.copy(tmp_path / "project")
                 fault.lost(_disturb(project, undisturbed, how, moment))
@@ -88,8 +89,8 @@ def test_workers_end_with_their_stage(tally, rounds, before_sweep, tmp_path):
 
 def _kill_beginning_workers(project, delay):
     process = project.start("permafrost", "sweep")
-    workers = partial(psutil.Process(process.pid).children, recursive=True)
-    wait_for(lambda: len(workers()) >= 2, 60, "the start of the workers")
+    stage = psutil.Process(process.pid)
+    wait_for(lambda: len(workers_of(stage)) == 2, 60, "the start of the workers")
     time.sleep(delay)
     process.kill()
     process.communicate(timeout=60)

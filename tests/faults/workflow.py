@@ -118,15 +118,21 @@ def run_undisturbed(project: WatchedProject) -> Undisturbed:
 
 
 def kill(process: subprocess.Popen, how: str) -> None:
-    """Kill a running `dvc repro`: all of it, the stage's process alone, or DVC alone."""
+    """Kill all of a running `dvc repro`, its stage alone, one of its workers, or DVC alone."""
     if how == "all":
         os.killpg(process.pid, signal.SIGKILL)
     elif how == "DVC":
         process.kill()
-    else:
-        stage = running_stage(process)
-        if stage is not None:
-            stage.kill()
+    elif stage := running_stage(process):
+        victims = [stage] if how == "the stage" else workers_of(stage)[:1]
+        for victim in victims:
+            victim.kill()
+
+
+def workers_of(stage: psutil.Process) -> list[psutil.Process]:
+    """Return the processes in which a stage trains."""
+    children = stage.children()
+    return [child for child in children if "--multiprocessing-fork" in child.cmdline()]
 
 
 def running_stage(process: subprocess.Popen, seconds: float = 10) -> psutil.Process | None:
