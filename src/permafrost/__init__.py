@@ -1,1 +1,6 @@
 """Explainability-guided filter freezing against catastrophic forgetting."""
+
+import os
+
+# Before the imports, which take a while: whoever has it after the parent's death is no parent.
+PARENT = os.getppid()

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from permafrost import PARENT
 from permafrost.errors import InputError
 
 app = typer.Typer(
@@ -58,7 +59,7 @@ def _clear_errors() -> Iterator[None]:
 
     stop_on_sigterm()
     if "DVC_STAGE" in os.environ:
-        stop_with_parent(os.getppid())
+        stop_with_parent(PARENT)
     try:
         yield
     except InputError as error:
