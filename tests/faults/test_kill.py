@@ -105,8 +105,8 @@ def _stop(project, undisturbed, way, wait):
     assert running_stage(process, 60)
     time.sleep(wait)
     os.killpg(process.pid, way)
-    output, _ = process.communicate(timeout=10)
-    _, alive = psutil.wait_procs(project.processes(), timeout=10)
+    output, _ = process.communicate(timeout=30)
+    _, alive = psutil.wait_procs(project.processes(), timeout=30)
     assert not alive, f"still there: {[p.cmdline() for p in alive]}"
     assert process.returncode != 0
     assert "Traceback" not in output, output

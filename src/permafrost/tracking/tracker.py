@@ -160,7 +160,8 @@ class Tracker:
             yield run
         except BaseException as error:
             run.stop(_FAILED if isinstance(error, Exception) else _KILLED)
-            self._worker.wait(STOPPED_WAIT)
+            if not self._worker.wait(STOPPED_WAIT):
+                self._failed = True  # what comes of it later is not told
             raise
         self._settle()
 
