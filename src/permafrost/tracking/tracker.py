@@ -214,14 +214,16 @@ class Tracker:
         """Wait for all that was attempted."""
         if not self._failed and not self._worker.wait(WAIT):
             self._fail(f"{self._place} takes longer than {WAIT:g} s")
-        if not self._failed:
-            self._outage.end()
+        with self._telling:  # the process must not end before the worker has told a failure
+            if not self._failed:
+                self._outage.end()
 
     def _fail(self, message: str) -> None:
         with self._telling:
             known, self._failed = self._failed, True
-        if not known and self._outage.note():
-            print(f"{message}; the training goes on, `permafrost track` logs it", file=sys.stderr)
+            if not known and self._outage.note():
+                text = f"{message}; the training goes on, `permafrost track` logs it"
+                print(text, file=sys.stderr)
 
     def _patiently(self, action: Callable[[], Result]) -> Result:
         """Do it however long it takes, as long as the store answers."""
