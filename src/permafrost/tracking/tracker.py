@@ -127,6 +127,7 @@ class Tracker:
         self._experiments: dict[str, str] = {}
         self._worker = Worker()
         self._failed = False
+        self._may_be_abandoned = False
         self._telling = Lock()
         self._last_call = 0.0
 
@@ -201,7 +202,15 @@ class Tracker:
         if not self._experiments and self._outage.age() < _TRY_AGAIN:
             self._failed = True
         self._guard(self._get_ready)
-        self._worker.do(lambda: self._guard(action))
+        self._worker.do(lambda: self._guard(lambda: self._abandonable(action)))
+
+    def _abandonable(self, action: Callable[[], object]) -> None:
+        """Do it unless nobody waits for it any more: it would undo what `track` has written."""
+        self._may_be_abandoned = True
+        try:
+            action()
+        finally:
+            self._may_be_abandoned = False
 
     def _guard(self, action: Callable[[], object]) -> None:
         if not self._failed:
@@ -275,6 +284,8 @@ class Tracker:
     def _connect(self) -> "MlflowClient":
         """Return the client; every call into the store begins here."""
         self._last_call = time.monotonic()
+        if self._may_be_abandoned and self._failed:
+            raise TrackingError("given up")
         if self._client is None:
             from mlflow.tracking import MlflowClient
 
