@@ -59,8 +59,8 @@ def _cpu() -> str:
     path = Path("/proc/cpuinfo")
     text = path.read_text() if path.exists() else ""
     names = re.findall(r"^(?:model name|CPU part)\s*: (.*)$", text, re.MULTILINE) or _apple()
-    flags = set(re.findall(r"^(?:flags|Features)\s*: (.*)$", text, re.MULTILINE)[:1])
-    known = [name for name in _CPU_FEATURES if name in " ".join(flags).split()]
+    flags = re.search(r"^(?:flags|Features)\s*: (.*)$", text, re.MULTILINE)
+    known = [name for name in _CPU_FEATURES if flags and name in flags[1].split()]
     return " ".join([names[0] if names else platform.processor(), *known])
 
 
