@@ -12,7 +12,7 @@ import torch
 import permafrost
 from permafrost import cells, experiment
 from permafrost.artifacts import file_digest, load_tensors, save_record, save_tasks, save_tensors
-from permafrost.cells import CellRequest, Outcome, code_digest, machine, run_record
+from permafrost.cells import CellRequest, Outcome, code_digest, run_record
 from permafrost.errors import InputError, NotFiniteError
 from permafrost.evaluation import Accuracy
 from permafrost.experiment import (
@@ -23,7 +23,7 @@ from permafrost.experiment import (
     train_cell,
     train_first_task,
 )
-from permafrost.machine import fingerprint
+from permafrost.machine import fingerprint, machine_identity
 from permafrost.params import Params
 from permafrost.plan import CellSpec, grids, method_cell, sweep_cells
 from permafrost.strategies import KNOWLEDGE, STRATEGIES, Progress
@@ -249,7 +249,7 @@ def test_delete(store):
     store.obtain(other, trivial)
     folder = store.folder / REQUEST.key
     size = sum(path.stat().st_size for path in folder.iterdir())
-    assert store.delete([REQUEST.key]) == size > 0
+    assert store.delete(REQUEST.key) == size > 0
     assert not folder.exists()
     assert store.stored_keys() == [other.key]
     assert store.load(other.key) is not None
@@ -276,7 +276,7 @@ def test_a_cell_that_another_process_trains(store):
         assert store.is_active(REQUEST.key)
         assert not store.is_active("0" * 32)
         (store.folder / REQUEST.key).mkdir(parents=True)
-        assert store.delete([REQUEST.key]) == 0
+        assert store.delete(REQUEST.key) is None
         assert store.stored_keys() == [REQUEST.key]
         go_on.set()
         # It waits for the other process and takes what that one stored.
@@ -900,8 +900,8 @@ def test_the_code_digest_is_of_the_library(tmp_path, monkeypatch):
     assert code_digest() == digest
 
 
-def test_machine():
-    known = machine(CPU, "float32")
+def test_machine_identity():
+    known = machine_identity(CPU, "float32")
     assert known["device"] == "cpu"
     assert known["threads"] == torch.get_num_threads()
     assert known["torch"] == torch.__version__

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from permafrost.cells import machine
 from permafrost.data import Batches
 from permafrost.experiment import CellInputs, new_network, train_cell, train_first_task
 from permafrost.freezing import batch_norm_after, frozen_filters, functions
+from permafrost.machine import machine_identity
 from permafrost.params import Params
 from permafrost.plan import CellSpec
 from permafrost.strategies.lwf import distillation
@@ -200,11 +200,11 @@ def test_trainings_are_keyed_by_the_precision_that_they_use(monkeypatch, make_se
         ):
             record = train(store, params, *arguments, CPU)
             actual = auto if wanted == "auto" else wanted
-            assert store.request.identity["machine"] == machine(CPU, actual)
+            assert store.request.identity["machine"] == machine_identity(CPU, actual)
             assert store.request.params["precision"] == actual
             assert "auto" not in store.request.params.values()
             found[wanted] += [store.request.key, record["history"][0]["train_loss"]]
-    assert machine(CPU, "bfloat16")["precision"] == "bfloat16"
+    assert machine_identity(CPU, "bfloat16")["precision"] == "bfloat16"
     assert found["auto"] == found[auto]
     assert len({*found["float32"], *found["bfloat16"]}) == 8
 

@@ -16,7 +16,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 
@@ -260,19 +259,16 @@ class CellStore:
         except Timeout:
             return True
 
-    def delete(self, keys: list[str]) -> int:
-        """Delete cells; return the bytes that were freed. One in training is left alone."""
-        freed = 0
-        for key in keys:
-            folder = self.folder / key
-            try:
-                with self._lock(key, timeout=0):
-                    freed += sum(
-                        file.stat().st_size for file in folder.rglob("*") if file.is_file()
-                    )
-                    shutil.rmtree(folder, ignore_errors=True)
-            except Timeout:
-                continue
+    def delete(self, key: str) -> int | None:
+        """Delete a cell; return the bytes that were freed, or None if it is in training."""
+        folder = self.folder / key
+        try:
+            with self._lock(key, timeout=0):
+                freed = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+                if folder.exists():
+                    shutil.rmtree(folder)
+        except Timeout:
+            return None
         return freed
 
     def stored_keys(self) -> list[str]:
@@ -396,14 +392,3 @@ def _row_from_json(row: Any) -> list[Accuracy | None] | None:
     if row is None:
         return None
     return [None if e is None else Accuracy(e["overall"], tuple(e["per_class"])) for e in row]
-
-
-def machine(device: torch.device, precision: str) -> dict[str, Any]:
-    """Return what of this machine, and of how it is used, can change a training's bits."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-    return {
-        "device": name,
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "precision": precision,
-    }

@@ -121,20 +121,11 @@ def doctor(
     repair: Annotated[bool, typer.Option("--repair", help="Delete the damaged files.")] = False,
 ) -> None:
     """Print what could make another machine's results differ, and find damaged files."""
-    from permafrost.doctor import damaged, delete, describe_machine
+    from permafrost.doctor import check_files, describe_machine
 
     with _clear_errors():
         typer.echo(describe_machine())
-        found = damaged()
-        for path in found:
-            typer.echo(f"{path}: is not what was written{'; deleted' if repair else ''}", err=True)
-        if not found:
-            typer.echo("All stored files are what was written.")
-        elif repair:
-            delete(found)
-            typer.echo("`dvc repro` makes them again.")
-        else:
-            raise InputError(f"{len(found)} damaged; `permafrost doctor --repair` deletes them")
+        typer.echo(check_files(repair=repair))
 
 
 @app.command()

@@ -1,12 +1,13 @@
 """What of this machine can change the bits of a result, and which stored files are damaged."""
 
 import hashlib
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 from permafrost.artifacts import load_record, load_tensors
 from permafrost.cells import CellStore
-from permafrost.errors import DamagedError
+from permafrost.errors import DamagedError, InputError
 from permafrost.machine import fingerprint
 from permafrost.stages.workspace import (
     FIRST_RECORDS,
@@ -31,7 +32,26 @@ def describe_machine() -> str:
     return "\n".join(f"{name:{width}}  {value}" for name, value in facts.items())
 
 
-def damaged() -> list[Path]:
+def check_files(*, repair: bool) -> str:
+    """Look through all stored files, tell each that is damaged, and delete it if asked to.
+
+    Raises
+    ------
+    InputError
+        If a damaged file is left.
+    """
+    found = _damaged()
+    left = 0
+    for path in found:
+        deleted = repair and _delete(path)
+        left += not deleted
+        print(f"{path}: is not what was written{'; deleted' if deleted else ''}", file=sys.stderr)
+    if left:
+        raise InputError(f"{left} damaged; `permafrost doctor --repair` deletes them")
+    return "`dvc repro` makes them again." if found else "All stored files are what was written."
+
+
+def _damaged() -> list[Path]:
     """Return the stored files that are not what was written, and the folders of such trainings."""
     root = project_root()
     store = CellStore(root)
@@ -39,12 +59,13 @@ def damaged() -> list[Path]:
     return [*_damaged_artifacts(root), *cells, *_damaged_cache(root)]
 
 
-def delete(paths: list[Path]) -> None:
-    """Delete damaged files; `dvc repro` makes them again."""
-    CellStore(project_root()).delete([path.name for path in paths if path.is_dir()])
-    for path in paths:
-        if path.is_file():
-            path.unlink()
+def _delete(path: Path) -> bool:
+    """Delete a damaged file or training; return whether it is gone."""
+    if path.is_dir():
+        CellStore(project_root()).delete(path.name)
+    else:
+        path.unlink(missing_ok=True)
+    return not path.exists()
 
 
 def _damaged_artifacts(root: Path) -> Iterator[Path]:

@@ -15,7 +15,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from permafrost.cells import CellRequest, CellStore, Outcome, machine
+from permafrost.cells import CellRequest, CellStore, Outcome
 from permafrost.data import Batches, TaskSequence
 from permafrost.errors import NotFiniteError
 from permafrost.evaluation import (
@@ -28,6 +28,7 @@ from permafrost.evaluation import (
     response_drift,
 )
 from permafrost.explain import conv_layers
+from permafrost.machine import machine_identity
 from permafrost.models import TaskNetwork, build_network
 from permafrost.params import Params
 from permafrost.plan import CellSpec
@@ -118,7 +119,7 @@ def training_config(params: Params, device: torch.device) -> TrainingConfig:
 
 
 def _machine(params: Params, device: torch.device) -> dict[str, Any]:
-    return machine(device, resolve_precision(params.train.precision, device))
+    return machine_identity(device, resolve_precision(params.train.precision, device))
 
 
 def keep_config(params: Params) -> Keep:

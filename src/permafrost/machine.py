@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -17,6 +18,17 @@ _CPU_FEATURES = ("avx2", "avx512f", "avx512_bf16", "amx_tile", "amx_bf16", "asim
 _VARIABLES = re.compile(
     r"(OMP|KMP|MKL|DNNL|ONEDNN|OPENBLAS|ATEN|CUBLAS)_|NVIDIA_TF32|TORCH_ALLOW_TF32"
 )
+
+
+def machine_identity(device: torch.device, precision: str) -> dict[str, Any]:
+    """Return what of this machine, and of how it is used, enters the key of a training."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+    return {
+        "device": name,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "precision": precision,
+    }
 
 
 def fingerprint() -> dict[str, str]:

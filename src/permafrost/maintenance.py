@@ -51,9 +51,10 @@ def unused_cells() -> list[str]:
 
 
 def delete_cells(keys: list[str]) -> str:
-    """Delete stored trainings; return what was done."""
-    freed = CellStore(project_root()).delete(keys)
-    return f"{len(keys)} trainings deleted, {freed / 2**20:.0f} MiB freed"
+    """Delete stored trainings, but none that is under way; return what was done."""
+    store = CellStore(project_root())
+    freed = [size for key in keys if (size := store.delete(key)) is not None]
+    return f"{len(freed)} trainings deleted, {sum(freed) / 2**20:.0f} MiB freed"
 
 
 def serve_ui(port: int) -> int:

@@ -607,7 +607,7 @@ def test_a_training_that_diverged(make_root, fresh, live):
         assert tags == {"kind": "cell", "error": text[:5000]}
         assert len(points) == EPOCHS
         assert track(root) == {"written": 0, "deleted": 0, "kept": 1}
-    store.delete([key])
+    store.delete(key)
     track(root)  # a run whose cell was deleted stays
     assert len(runs_of(root / "mlflow.db")) == 1
 

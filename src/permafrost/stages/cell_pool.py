@@ -76,8 +76,6 @@ def _records(
         for spec in specs:
             yield spec, _obtain(workspace, spec, on_validation)
         return
-    # The database is made before several processes write into it.
-    workspace.store.tracker.prepare()
     others = set(multiprocessing.active_children())
     context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
     with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker) as pool:

@@ -136,11 +136,6 @@ class Tracker:
         """Where the store is."""
         return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{self.root / 'mlflow.db'}"
 
-    def prepare(self) -> None:
-        """Create the store if it is not there."""
-        self._attempt(lambda: self._experiment(CELLS))
-        self._settle()
-
     @contextmanager
     def live(self, record: RunRecord) -> Iterator["LiveRun"]:
         """Log a training while it runs; the run of an earlier attempt is replaced.
