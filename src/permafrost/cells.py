@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -35,7 +35,7 @@ from permafrost.strategies import Progress
 from permafrost.tracking import CELLS, FIRST_TASKS, TRIALS, LiveRun, RunRecord, Tracker
 from permafrost.training import TrainingState, part_of
 
-# What a training depends on; the floors above only decide which trainings to ask for.
+# What a training depends on; the rest only decides which trainings to ask for.
 _LIBRARY = (
     "data",
     "models",
@@ -46,6 +46,7 @@ _LIBRARY = (
     "evaluation",
     "strategies",
     "seeding.py",
+    "experiment.py",
 )
 _RESULT, _CHECKPOINT = "cell.json", "checkpoint.safetensors"
 _MODEL, _KEPT = "model.safetensors", "kept.safetensors"
@@ -106,20 +107,23 @@ class CellRequest:
     @property
     def key(self) -> str:
         """Return the cell's key, 32 hexadecimal digits."""
-        whole = {"kind": self.kind, "identity": self.identity, "code": code_digest()}
+        whole = {"kind": self.kind, "identity": self.identity, "code": _CODE}
         text = json.dumps(whole, sort_keys=True, allow_nan=False)
         return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-def code_digest() -> str:
-    """Hash the library's code, whatever could change a training's result."""
-    package = Path(permafrost.__file__).parent
+def code_digest(package: Path, parts: Iterable[str] = _LIBRARY) -> str:
+    """Hash the code in a package's folder, by default whatever could change a training's result."""
     digest = hashlib.sha256()
-    for part in _LIBRARY:
+    for part in parts:
         files = [package / part] if part.endswith(".py") else (package / part).rglob("*.py")
         for path in sorted(files):
             digest.update(f"{path.relative_to(package)}\0".encode() + path.read_bytes() + b"\0")
     return digest.hexdigest()
+
+
+PACKAGE = Path(permafrost.__file__).parent
+_CODE = code_digest(PACKAGE)  # of what is imported now, whatever becomes of the files
 
 
 class CellStore:
@@ -224,7 +228,7 @@ class CellStore:
     def is_whole(self, key: str) -> bool:
         """Return whether nothing of a cell is damaged, as far as it is; one in training is not."""
         try:
-            with self._lock(key, timeout=0):
+            with self.lock(key, timeout=0):
                 self.load(key)
                 self._load_checkpoint(key)
         except DamagedError:
@@ -254,7 +258,7 @@ class CellStore:
     def is_active(self, key: str) -> bool:
         """Return whether a process is training the cell now."""
         try:
-            with self._lock(key, timeout=0):
+            with self.lock(key, timeout=0):
                 return False
         except Timeout:
             return True
@@ -263,7 +267,7 @@ class CellStore:
         """Delete a cell; return the bytes that were freed, or None if it is in training."""
         folder = self.folder / key
         try:
-            with self._lock(key, timeout=0):
+            with self.lock(key, timeout=0):
                 freed = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
                 if folder.exists():
                     shutil.rmtree(folder)
@@ -280,14 +284,21 @@ class CellStore:
         """Lock a cell; say so if another process is at it."""
         with ExitStack() as held:
             try:
-                held.enter_context(self._lock(key, timeout=0))
+                held.enter_context(self.lock(key, timeout=0))
             except Timeout:
                 print(f"{name}: another process trains it; waiting for that", file=sys.stderr)
-                held.enter_context(self._lock(key))
+                held.enter_context(self.lock(key))
             yield
 
     @contextmanager
-    def _lock(self, key: str, timeout: float = -1) -> Iterator[None]:
+    def lock(self, key: str, timeout: float = -1) -> Iterator[None]:
+        """Keep other processes from what is stored under a key.
+
+        Raises
+        ------
+        Timeout
+            If one has held it for so many seconds; -1 waits for ever.
+        """
         locks = self.root / ".permafrost" / "locks"
         locks.mkdir(parents=True, exist_ok=True)
         # The system releases it when the process dies, however it dies.

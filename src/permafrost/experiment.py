@@ -376,14 +376,19 @@ def _cell_request(
         if len(inputs.tasks.tasks) > 2:  # ranked anew, by all that ranking depends on
             identity["explain"] = asdict(explain_config(params))
             identity["criterion"] = _own_source(spec.metric)
-    shown = asdict(spec) | spec.hyperparameters
-    shown = {name: value for name, value in shown.items() if value is not None and name != "hyper"}
     return CellRequest(
         kind=inputs.kind,
         name=spec.name,
         identity=identity,
-        params=shown | _shown_params(params) | _machine(params, device),
+        params=shown_params(params, spec, device),
     )
+
+
+def shown_params(params: Params, spec: CellSpec, device: torch.device) -> dict[str, Any]:
+    """Return the parameters that MLflow shows of a cell."""
+    shown = asdict(spec) | spec.hyperparameters
+    shown = {name: value for name, value in shown.items() if value is not None and name != "hyper"}
+    return shown | _shown_params(params) | _machine(params, device)
 
 
 def _shown_params(params: Params) -> dict[str, Any]:

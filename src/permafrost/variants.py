@@ -3,11 +3,10 @@
 import hashlib
 import json
 import os
-import shutil
 from pathlib import Path
 from typing import Any
 
-from permafrost.artifacts import load_record, save_record
+from permafrost.artifacts import load_record, save_record, write_atomically
 from permafrost.cells import CellStore
 from permafrost.machine import fingerprint, machine_tags
 from permafrost.params import Params
@@ -48,8 +47,9 @@ def store_variant(
         "summary": summary,
         "machine": fingerprint(),
     }
-    save_record(_folder(store, key) / _RECORD, record)
-    store.tracker.write(_run_record(_folder(store, key)))
+    with store.lock(key):  # two experiments may have the same variant
+        save_record(_folder(store, key) / _RECORD, record)
+        store.tracker.write(_run_record(_folder(store, key)))
 
 
 def add_pictures(store: CellStore, summary: dict[str, Any], pictures: dict[str, Path]) -> None:
@@ -64,13 +64,14 @@ def add_pictures(store: CellStore, summary: dict[str, Any], pictures: dict[str, 
     pictures : dict of str to Path
         Place in the run to file.
     """
-    folder = _folder(store, variant_key(summary))
+    key = variant_key(summary)
+    folder = _folder(store, key)
     if not (folder / _RECORD).exists():
         return
-    for place, path in pictures.items():
-        (folder / _PICTURES / place).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, folder / _PICTURES / place)
-    store.tracker.write(_run_record(folder))
+    with store.lock(key):
+        for place, path in pictures.items():
+            write_atomically(folder / _PICTURES / place, path.read_bytes())
+        store.tracker.write(_run_record(folder))
 
 
 def variant_records(store: CellStore) -> list[RunRecord]:

@@ -54,3 +54,16 @@ def test_rebuild_from_scratch(tally, undisturbed, before_sweep, tmp_path):
         assert project.bits() == undisturbed.bits
         # The variant is a cell of the sweep, and both stages train it.
         assert sum((project.epochs() - before).values()) >= sum(undisturbed.epochs.values())
+
+
+def test_the_same_bits_whatever_ran_before(tally, before_sweep, tmp_path):
+    """Here by a parameter that changes no training: chance ranks, so no picture counts."""
+    project = before_sweep.copy(tmp_path / "project")
+    project.change({"freeze": {"metric": "random"}})
+    project.run("dvc", "repro", "evaluate")
+    project.change({"visualize": {"steps": 3}})
+    with tally("a project with a history") as fault, fault.trial("other pictures"):
+        project.run("dvc", "repro", "evaluate")
+        bits = project.bits()
+        project.run("dvc", "repro", "-f", "evaluate", PERMAFROST_FRESH="1")
+        assert project.bits() == bits

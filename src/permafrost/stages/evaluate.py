@@ -5,7 +5,9 @@ from typing import Any
 
 from permafrost.artifacts import load_record, save_json, save_record
 from permafrost.evaluation import Interval, confidence_interval
+from permafrost.experiment import shown_params
 from permafrost.params import Params
+from permafrost.stages.train_second import variant_spec
 from permafrost.stages.workspace import (
     SECOND_RECORDS,
     VARIANT,
@@ -44,6 +46,7 @@ def run() -> None:
                 if name in row
             ],
         )
-        store_variant(workspace.store, params, summary, records[0]["params"])
+        shown = shown_params(params, variant_spec(params, params.seeds[0]), workspace.device)
+        store_variant(workspace.store, params, summary, shown)
         for name in ("acc_task1_before", "acc_task1", "acc_task2", "acc_mean", "forgetting"):
             print(f"{name:17} {percent(Interval(**summary[name]))}")

@@ -30,7 +30,7 @@ from permafrost.artifacts import (
     save_record,
     write_atomically,
 )
-from permafrost.cells import CellStore
+from permafrost.cells import PACKAGE, CellStore, code_digest
 from permafrost.errors import InputError
 from permafrost.experiment import new_network
 from permafrost.explain import conv_layers
@@ -126,9 +126,13 @@ class Workspace:
 
 
 def publish_cell(store: CellStore, record: dict[str, Any], model: Path, results: Path) -> None:
-    """Write a cell's weights and its record into a stage's own outputs."""
+    """Write a cell's weights and its record into a stage's own outputs.
+
+    Without the parameters that MLflow shows: some do not change the training, which then is the one
+    that was stored under others.
+    """
     write_atomically(model, store.model_path(record["key"]).read_bytes())
-    save_record(results, record)
+    save_record(results, {name: value for name, value in record.items() if name != "params"})
 
 
 def seed_file(folder: Path, seed: int, suffix: str = ".safetensors") -> Path:
@@ -179,13 +183,26 @@ def open_stage(stage: str, seed: int | None = None) -> Iterator[Workspace]:
     Raises
     ------
     InputError
-        If params.yaml is wrong.
+        If params.yaml is wrong, or the code is not this copy's.
     """
     began = time.perf_counter()
     params = read_params()
+    if seed is not None and seed not in params.seeds:
+        raise InputError(f"--seed: {seed} is none of seeds: {', '.join(map(str, params.seeds))}")
+    _refuse_other_code()
     yield Workspace(params, prepare_device(params), CellStore(project_root()))
     name = stage if seed is None else f"{stage}@{seed}"
     note_seconds("stages", {name: time.perf_counter() - began})
+
+
+def _refuse_other_code() -> None:
+    """Refuse to run other code than DVC sees, as that of a queued copy may be."""
+    here = Path("src/permafrost")
+    if here.is_dir() and code_digest(here, [""]) != code_digest(PACKAGE, [""]):
+        raise InputError(
+            f"{here}: is not the code that runs, which is {PACKAGE}; use this copy's own "
+            "environment, or queue the experiment anew"
+        )
 
 
 def note_seconds(group: str, seconds: dict[str, float]) -> None:
@@ -201,9 +218,11 @@ def note_seconds(group: str, seconds: dict[str, float]) -> None:
 def read_timings() -> dict[str, dict[str, float]]:
     """Read ``reports/timings.json``; where there is none, or it is damaged, nothing is known."""
     try:
-        return dict(load_json(TIMINGS))
+        timings = load_json(TIMINGS)
     except InputError:
         return {}
+    groups = timings.values() if isinstance(timings, dict) else [None]
+    return timings if all(isinstance(group, dict) for group in groups) else {}
 
 
 @contextmanager

@@ -129,6 +129,7 @@ class Tracker:
         self._failed = False
         self._may_be_abandoned = False
         self._telling = Lock()
+        self._left = WAIT  # of what the training may still wait
         self._last_call = 0.0
 
     @property
@@ -151,6 +152,7 @@ class Tracker:
             Left in RUNNING if the block ends without :meth:`LiveRun.finish`; FAILED or KILLED if
             it raises.
         """
+        self._left = WAIT
         run = LiveRun(self, record)
         try:
             yield run
@@ -163,6 +165,7 @@ class Tracker:
 
     def write(self, record: RunRecord) -> None:
         """Make the store hold exactly one run of this key, ended, with all of the record."""
+        self._left = WAIT
         self._attempt(lambda: self._rewrite(record))
         self._settle()
 
@@ -184,7 +187,8 @@ class Tracker:
         TrackingError
             If the store cannot be used, or does not answer one call for :data:`PATIENCE` seconds.
         """
-        return self._patiently(lambda: self._reconcile(records, is_active))
+        with self._lock("track", -1):  # two at once would write every run twice
+            return self._patiently(lambda: self._reconcile(records, is_active))
 
     def experiment_id(self, name: str) -> str:
         """Return the id of an experiment, which is created if need be; raise as `reconcile`."""
@@ -216,7 +220,7 @@ class Tracker:
 
     def _settle(self) -> None:
         """Wait for all that was attempted."""
-        if not self._failed and not self._worker.wait(WAIT):
+        if not self._failed and not self._worker.wait(self._left):
             self._fail(f"{self._place} takes longer than {WAIT:g} s")
         with self._telling:  # the process must not end before the worker has told a failure
             if not self._failed:
@@ -249,15 +253,17 @@ class Tracker:
         load_mlflow(self.uri)
         file = database_file(self.uri)
         if file and not file.exists():
-            with self._lock():
+            began = time.monotonic()
+            with self._lock("mlflow", self._left):  # who creates one database at once crashes
+                self._left = max(0.0, self._left - (time.monotonic() - began))
                 if not file.exists():
                     make_database(file)
 
-    def _lock(self) -> FileLock:
-        """Return a lock: processes that create one database at once crash."""
-        path = self.root / ".permafrost" / "mlflow.lock"
+    def _lock(self, name: str, seconds: float) -> FileLock:
+        """Return a lock among the project's processes."""
+        path = self.root / ".permafrost" / "locks" / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        return FileLock(path, timeout=WAIT)
+        return FileLock(path, timeout=seconds)
 
     @property
     def _place(self) -> str:
@@ -287,7 +293,7 @@ class Tracker:
             if is_database(self.uri):
                 refuse_other_schema(self.uri)
             made_here = is_database(self.uri) and not database_file(self.uri)
-            with self._lock() if made_here else nullcontext():
+            with self._lock("mlflow", WAIT) if made_here else nullcontext():
                 self._client = MlflowClient(self.uri)
         return self._client
 
