@@ -141,6 +141,13 @@ class Project:
         with closing(sqlite3.connect(self.folder / "mlflow.db")) as store:
             return Counter(store.execute(query).fetchall())
 
+    def statuses(self) -> Counter[str]:
+        """Return how many runs MLflow shows of each status."""
+        counts: Counter[str] = Counter()
+        for (_, status), count in self.runs().items():
+            counts[status] += count
+        return counts
+
     def tags(self, experiment: str, tag: str) -> Counter[str]:
         """Return the values of a tag of an experiment's runs, and how many have each."""
         query = """

@@ -22,7 +22,7 @@ from permafrost.artifacts import (
     save_tensors,
     write_atomically,
 )
-from permafrost.errors import InputError
+from permafrost.errors import DamagedError, InputError
 
 TENSORS = {
     "weights": torch.arange(24.0).reshape(2, 3, 2, 2).to(memory_format=torch.channels_last),
@@ -254,3 +254,12 @@ def test_require(tmp_path):
     assert "is wrong; it is damaged" in refusal(
         lambda path: require(False, path, "is wrong"), tmp_path
     )
+
+
+def test_a_number_beyond_all_floats_is_damage(tmp_path):
+    """JSON's reader takes it for infinity, which its writer refuses."""
+    path = tmp_path / "rows.json"
+    save_record(path, [{"acc": 0.25}])
+    path.write_text(path.read_text().replace("0.25", "1e999"))
+    with pytest.raises(DamagedError, match="is not what was written"):
+        load_record(path)

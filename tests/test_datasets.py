@@ -5,10 +5,12 @@ import hashlib
 import io
 import os
 import pickle
+import socket
 import sys
 import tarfile
 import urllib.error
 import urllib.request
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -253,6 +255,9 @@ def test_no_network_says_what_to_get(cifar):
     assert list(root.iterdir()) == []
 
 
+URLOPEN = urllib.request.urlopen
+
+
 def serve(monkeypatch, content: bytes, length: int, breaks: bool = False) -> None:
     class Response(io.BytesIO):
         def __init__(self, url: str) -> None:
@@ -280,6 +285,24 @@ def test_partial_download_does_not_stay(cifar, monkeypatch, breaks):
     serve(monkeypatch, cifar.packed[:100], len(cifar.packed), breaks)
     fails(cifar.name, cifar.root, "split.root", cifar.official.url, cifar.official.tgz_md5)
     assert list(cifar.root.iterdir()) == []
+
+
+def test_a_server_that_says_nothing_is_given_up(cifar, monkeypatch):
+    monkeypatch.setattr(urllib.request, "urlopen", URLOPEN)
+    monkeypatch.setattr("permafrost.data.cifar._SILENCE", 0.5)
+    with closing(socket.create_server(("127.0.0.1", 0))) as server:
+        url = f"http://127.0.0.1:{server.getsockname()[1]}/archive"
+        monkeypatch.setattr(cifar.official, "url", url)
+        fails(cifar.name, cifar.root, "split.root", "timed out", url)
+    assert list(cifar.root.iterdir()) == []
+
+
+def test_more_than_the_memory_is_refused(monkeypatch):
+    memory = {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 10_000}
+    monkeypatch.setattr(os, "sysconf", memory.__getitem__)
+    load_dataset("digits", None, 32)
+    with pytest.raises(InputError, match=r"split\.image_size: 1797 images of 64 x 64 .* memory"):
+        load_dataset("digits", None, 64)
 
 
 def test_official_checksums_are_in_force():

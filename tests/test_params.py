@@ -351,3 +351,10 @@ def test_a_users_own_metric(load, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     params = load("rank: {metrics: [mse, pearson, 'own_metric_of_a_test:score']}")
     assert params.rank.metrics[-1] == "own_metric_of_a_test:score"
+
+
+def test_a_users_own_metric_that_exits(load, tmp_path, monkeypatch):
+    (tmp_path / "exiting_metric_of_a_test.py").write_text("raise SystemExit\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(InputError, match=r"exiting_metric_of_a_test.* cannot be imported"):
+        load("rank: {metrics: [mse, 'exiting_metric_of_a_test:score']}")

@@ -1,12 +1,17 @@
 """Single commands in a copy of the project whose workflow has run: kill -9, damage, the UI."""
 
+import ast
 import os
 import signal
 import urllib.request
+from pathlib import Path
 
+import psutil
 import pytest
+from ruamel.yaml import YAML
 
-from project import Project, wait_for
+from permafrost import cells
+from project import REPOSITORY, Project, wait_for
 
 pytestmark = pytest.mark.usefixtures("one_run_for_each_training")
 
@@ -99,6 +104,46 @@ def test_gc_deletes_only_unused_trainings(project: Project) -> None:
     assert project.cells() == used
 
 
+def test_gc_waits_for_trainings_that_are_under_way(project: Project) -> None:
+    store = cells.CellStore(project.folder)
+    stored = store.stored_keys()
+    with store.lock(stored[0]):
+        assert "a training is under way" in project.run("permafrost", "gc", "--yes", code=2)
+    assert store.stored_keys() == stored
+
+
+def test_a_seed_that_is_none_of_them(project: Project) -> None:
+    output = project.run("permafrost", "split", "--seed", "99", code=2)
+    assert output == "permafrost: --seed: 99 is none of seeds: 0\n"
+    assert not (project.folder / "data/tasks/99.safetensors").exists()
+
+
+def test_code_of_another_copy_is_refused(project: Project) -> None:
+    """As in a queued experiment's copy, when the installed code has changed since."""
+    path = project.folder / "src/permafrost/data/batches.py"
+    content = path.read_text()
+    path.write_text(content + "# other\n")
+    output = project.run("permafrost", "rank", "--seed", "0", code=2)
+    assert output.count("\n") == 1
+    assert "src/permafrost: is not the code that runs" in output
+    path.write_text(content)
+    project.run("permafrost", "rank", "--seed", "0")
+
+
+def test_stages_watch_the_code_that_they_import() -> None:
+    """DVC reruns a stage if code changes that its module imports; a training, if any of it does."""
+    stages = YAML(typ="safe").load(REPOSITORY / "dvc.yaml")["stages"]
+    for name, stage in stages.items():
+        tree = ast.parse((REPOSITORY / f"src/permafrost/stages/{name}.py").read_text())
+        modules = [node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+        parts = {str(module).split(".")[1] for module in modules if "permafrost." in str(module)}
+        watched = {dep.removeprefix("src/permafrost/").split("/")[0] for dep in stage["deps"]}
+        for part in (Path(part).stem for part in cells._LIBRARY):
+            assert part not in parts or part in {Path(dep).stem for dep in watched}, (name, part)
+        if name in ("train_second", "tune", "sweep"):
+            assert {*cells._LIBRARY, "custom"} <= watched
+
+
 def test_ui_opens_on_the_right_store(project: Project) -> None:
     process = project.start("permafrost", "ui", "--port", "5917", start_new_session=True)
 
@@ -114,7 +159,9 @@ def test_ui_opens_on_the_right_store(project: Project) -> None:
         url = "http://127.0.0.1:5917/api/2.0/mlflow/experiments/get-by-name?experiment_name=permafrost"
         with urllib.request.urlopen(url) as answer:
             assert str(project.folder / "mlruns") in answer.read().decode()
+        assert len(psutil.Process(process.pid).children(recursive=True)) > 1
     finally:
-        os.killpg(process.pid, signal.SIGTERM)
+        process.terminate()
         output, _ = process.communicate(timeout=30)
+    assert not answers()  # the server's own processes have ended, too
     assert "http://127.0.0.1:5917/#/experiments/" in output

@@ -55,9 +55,9 @@ _STAGES = {
 @contextmanager
 def _clear_errors() -> Iterator[None]:
     """Turn what is no fault of the program into one line and an exit code."""
-    from permafrost.processes import stop_on_sigterm, stop_with_parent
+    from permafrost.processes import stop_on_signals, stop_with_parent
 
-    stop_on_sigterm()
+    stop_on_signals()
     if "DVC_STAGE" in os.environ:
         stop_with_parent(PARENT)
     try:
@@ -68,6 +68,9 @@ def _clear_errors() -> Iterator[None]:
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         typer.echo(f"permafrost: {where}{error.strerror or error}", err=True)
+        raise typer.Exit(2) from None
+    except MemoryError:
+        typer.echo("permafrost: this machine has too little memory for that", err=True)
         raise typer.Exit(2) from None
     except KeyboardInterrupt:
         typer.echo("permafrost: stopped; what is done so far is kept", err=True)

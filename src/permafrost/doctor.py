@@ -48,7 +48,11 @@ def check_files(*, repair: bool) -> str:
         print(f"{path}: is not what was written{'; deleted' if deleted else ''}", file=sys.stderr)
     if left:
         raise InputError(f"{left} damaged; `permafrost doctor --repair` deletes them")
-    return "`dvc repro` makes them again." if found else "All stored files are what was written."
+    if not found:
+        return "All stored files are what was written."
+    if any(path.is_relative_to(project_root() / ".permafrost" / "variants") for path in found):
+        return "`dvc repro` makes them again, `dvc repro -f -s evaluate` a variant's summary."
+    return "`dvc repro` makes them again."
 
 
 def _damaged() -> list[Path]:

@@ -8,6 +8,7 @@ from typing import Any
 from permafrost.artifacts import load_record
 from permafrost.cells import CellStore
 from permafrost.errors import InputError
+from permafrost.processes import stop_group
 from permafrost.stages.workspace import (
     FIRST_RECORDS,
     SECOND_RECORDS,
@@ -37,8 +38,16 @@ def track_all() -> str:
 
 
 def unused_cells() -> list[str]:
-    """Return the keys of the stored trainings that the results in ``metrics/`` do not name."""
+    """Return the keys of the stored trainings that the results in ``metrics/`` do not name.
+
+    Raises
+    ------
+    InputError
+        If a training is under way: the results are not yet there that name it and others.
+    """
     store = CellStore(project_root())
+    if any(store.is_active(key) for key in store.stored_keys()):
+        raise InputError("a training is under way; run `permafrost gc` once it has ended")
     used: set[str] = set()
     for path in [SWEEP, *FIRST_RECORDS.glob("*.json"), *SECOND_RECORDS.glob("*.json")]:
         if path.exists():
@@ -87,4 +96,9 @@ def serve_ui(port: int) -> int:
     command += ["--port", str(port), "--default-artifact-root", str(tracker.root / "mlruns")]
     # Not among the arguments, which everybody on this machine can read.
     environment = os.environ | {"MLFLOW_BACKEND_STORE_URI": tracker.uri}
-    return subprocess.run(command, env=environment, check=False).returncode
+    # A group of its own: the server's processes do not all end with the first of them.
+    server = subprocess.Popen(command, env=environment, start_new_session=True)
+    try:
+        return server.wait()
+    finally:
+        stop_group(server)

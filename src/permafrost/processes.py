@@ -2,19 +2,38 @@
 
 import os
 import signal
+import subprocess
 import threading
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing.process import BaseProcess
+from typing import NoReturn
 
 _GRACE = 3.0  # seconds in which a process may end its MLflow run before it is killed
 
 
-def stop_on_sigterm() -> None:
-    """Let SIGTERM end this process as Ctrl-C does: by a KeyboardInterrupt."""
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+def stop_on_signals() -> None:
+    """Let the first SIGTERM or Ctrl-C end this process by a KeyboardInterrupt.
+
+    Those that follow are ignored: DVC, the pool and the death of the parent all send one, and a
+    second would keep the process from ending its MLflow run.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return
+    for number in _STOPPING:
+        if signal.getsignal(number) is not signal.SIG_IGN:  # by deaf_children
+            signal.signal(number, _stop)
+
+
+_STOPPING = (signal.SIGTERM, signal.SIGINT)
+
+
+def _stop(number: int, frame: object) -> NoReturn:
+    del number, frame
+    for each in _STOPPING:
+        signal.signal(each, signal.SIG_IGN)
+    raise KeyboardInterrupt
 
 
 @contextmanager
@@ -47,6 +66,16 @@ def stop_with_parent(parent: int) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+def stop_group(leader: subprocess.Popen[bytes]) -> None:
+    """Stop a process that leads a group of its own, and all that it has started."""
+    with suppress(ProcessLookupError):
+        os.killpg(leader.pid, signal.SIGTERM)
+    with suppress(subprocess.TimeoutExpired):
+        leader.wait(_GRACE)
+    with suppress(ProcessLookupError):
+        os.killpg(leader.pid, signal.SIGKILL)
 
 
 def stop_all(processes: Iterable[BaseProcess]) -> None:

@@ -19,6 +19,7 @@ from contextlib import closing, contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
@@ -921,6 +922,8 @@ def test_no_secret_is_told_or_written(tally, make_root, monkeypatch, capfd):
         ):
             with fault.trial(case):
                 root = make_root(address)
+                for name in ("USERNAME", "PASSWORD", "TOKEN"):
+                    monkeypatch.delenv(f"MLFLOW_TRACKING_{name}", raising=False)
                 for name, value in variables.items():
                     monkeypatch.setenv(f"MLFLOW_TRACKING_{name}", value)
                 monkeypatch.setattr(maintenance, "project_root", lambda root=root: root)
@@ -947,6 +950,7 @@ def test_the_ui_hides_its_store_and_listens_here_only(rounds, make_root, fresh):
     (root / "dvc.yaml").touch()
     script = "import os, sys; from permafrost import maintenance; from pathlib import Path;"
     script += "maintenance.project_root = lambda: Path.cwd();"
+    script += "from permafrost.processes import stop_on_signals; stop_on_signals();"
     script += f"sys.exit(maintenance.serve_ui({port}))"
     process = subprocess.Popen(
         [sys.executable, "-c", script], cwd=root, stdout=subprocess.DEVNULL, start_new_session=True
@@ -961,13 +965,10 @@ def test_the_ui_hides_its_store_and_listens_here_only(rounds, make_root, fresh):
 
     try:
         wait_for(answers, 120, "the UI's start")
-        session = []
-        for folder in Path("/proc").glob("[0-9]*"):
-            with suppress(OSError, ProcessLookupError):
-                if os.getsid(int(folder.name)) == process.pid:
-                    session.append((folder / "cmdline").read_bytes())
-        assert any(b"uvicorn" in command for command in session)
-        assert not [command for command in session if b"mlflow.db" in command]
+        servers = psutil.Process(process.pid).children(recursive=True)
+        commands = [" ".join(server.cmdline()) for server in servers]
+        assert any("uvicorn" in command for command in commands)
+        assert not [command for command in commands if "mlflow.db" in command]
         listening = [
             line.split()[1]
             for line in Path("/proc/net/tcp").read_text().splitlines()[1:]
@@ -981,7 +982,7 @@ def test_the_ui_hides_its_store_and_listens_here_only(rounds, make_root, fresh):
         with urllib.request.urlopen(f"{url}?experiment_name=permafrost") as answer:
             assert json.loads(answer.read())["experiment"]["name"] == "permafrost"
     finally:
-        os.killpg(process.pid, signal.SIGTERM)
+        process.terminate()
         process.wait(30)
 
 

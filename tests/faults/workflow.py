@@ -6,6 +6,7 @@ import signal
 import subprocess
 import time
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -107,26 +108,50 @@ class Undisturbed:
     files: set[str]
     epochs: Counter[str]
     seconds: float
+    disk: int  # bytes that it wrote and that lie there at its end
 
 
 def run_undisturbed(project: WatchedProject) -> Undisturbed:
     """Run the workflow."""
-    began = time.monotonic()
+    before, began = disk_usage(project.folder), time.monotonic()
     project.run("dvc", "repro")
     seconds = time.monotonic() - began
-    return Undisturbed(project.bits(), project.files(), project.epochs(), seconds)
+    disk = disk_usage(project.folder) - before
+    return Undisturbed(project.bits(), project.files(), project.epochs(), seconds, disk)
 
 
-def kill(process: subprocess.Popen, how: str) -> None:
-    """Kill all of a running `dvc repro`, its stage alone, one of its workers, or DVC alone."""
+def disk_usage(folder: Path) -> int:
+    """Return how many bytes a folder takes on its disk."""
+    return sum(512 * path.lstat().st_blocks for path in folder.rglob("*"))
+
+
+def kill(process: subprocess.Popen, how: str) -> bool:
+    """Kill all of a running `dvc repro`, its stage alone, one of its workers, or DVC alone.
+
+    Returns whether there was anything to kill; a stage or a worker is waited for.
+    """
+    if process.poll() is not None:
+        return False
     if how == "all":
         os.killpg(process.pid, signal.SIGKILL)
     elif how == "DVC":
         process.kill()
-    elif stage := running_stage(process):
-        victims = [stage] if how == "the stage" else workers_of(stage)[:1]
-        for victim in victims:
-            victim.kill()
+    else:
+        victim = running_stage(process) if how == "the stage" else _running_worker(process)
+        if victim is None:
+            return False
+        victim.kill()
+    return True
+
+
+def _running_worker(process: subprocess.Popen) -> psutil.Process | None:
+    while process.poll() is None:
+        with suppress(psutil.NoSuchProcess):
+            stage = running_stage(process)
+            if stage and (workers := workers_of(stage)):
+                return workers[0]
+        time.sleep(0.02)
+    return None
 
 
 def workers_of(stage: psutil.Process) -> list[psutil.Process]:
@@ -160,7 +185,8 @@ def check_recovered(project: WatchedProject, expected: Undisturbed, trainings: i
     bits = project.bits()
     different = {name for name in bits | expected.bits if bits.get(name) != expected.bits.get(name)}
     assert not different, f"other bits: {sorted(different)}"
-    assert project.files() == expected.files, "stray or missing files"
+    stray = project.files() ^ expected.files
+    assert not stray, f"stray or missing files: {sorted(stray)}"
     assert project.runs() == project.expected_runs()
     # A stage that begins while DVC dies may not know better, and ends by itself.
     wait_for(lambda: not project.processes(), 300, "the end of all processes")

@@ -2,8 +2,11 @@
 
 import os
 import pickle
+import socket
 import tarfile
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
@@ -17,6 +20,8 @@ from permafrost.data.datasets import ImageDataset, LabeledImages, one_line, resi
 from permafrost.errors import InputError
 
 __all__ = ["CIFAR10", "CIFAR100", "read_cifar"]
+
+_SILENCE = 60.0  # seconds after which a server that sends nothing is given up
 
 
 def read_cifar(official: type[CIFAR10], root: Path, size: int) -> ImageDataset:
@@ -59,13 +64,25 @@ def _download(official: type[CIFAR10], root: Path) -> None:
         root.mkdir(parents=True, exist_ok=True)
         # The archive gets its name only once it is whole.
         with tempfile.TemporaryDirectory(dir=root, prefix=".download-") as part:
-            download_url(official.url, part, official.filename, official.tgz_md5)
+            with _patience(_SILENCE):
+                download_url(official.url, part, official.filename, official.tgz_md5)
             os.replace(Path(part, official.filename), root / official.filename)
     except (OSError, RuntimeError, HTTPException) as error:
         raise InputError(
             f"split.root: {official.filename} could not be downloaded ({one_line(error)}); "
             f"{_advice(official, root)}"
         ) from error
+
+
+@contextmanager
+def _patience(seconds: float) -> Iterator[None]:
+    """Wait for a server no longer than that at a time; torchvision itself waits for ever."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(seconds)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
 
 
 def _unpack(official: type[CIFAR10], archive: Path, target: Path) -> None:

@@ -129,6 +129,7 @@ def _digits(root: Path | None, size: int) -> ImageDataset:
 
 def resize(images: Tensor, size: int) -> Tensor:
     """Resize images with values 0..255, (N, C, H, W), to uint8 of (N, C, size, size)."""
+    _require_memory(len(images), size)
     chunks = [
         F.interpolate(chunk.float(), (size, size), mode="bilinear", antialias=True)
         .round()
@@ -137,6 +138,16 @@ def resize(images: Tensor, size: int) -> Tensor:
         for chunk in images.split(RESIZE_CHUNK)
     ]
     return torch.cat(chunks)
+
+
+def _require_memory(images: int, size: int) -> None:
+    """Refuse what this machine cannot hold: the images, their share of tasks and a copy."""
+    needed = 3 * (images * 3 * size**2)
+    if needed > os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"):
+        raise InputError(
+            f"split.image_size: {images} images of {size} x {size} pixels take "
+            f"{needed / 1e9:.0f} GB, more than this machine's memory; allowed: smaller ones"
+        )
 
 
 def require_root(root: Path | None) -> Path:
@@ -266,6 +277,7 @@ def _check_same_classes(
 def _read_images(classes: dict[str, list[Path]], size: int) -> LabeledImages:
     files = [path for paths in classes.values() for path in paths]
     counts = torch.tensor([len(paths) for paths in classes.values()])
+    _require_memory(len(files), size)
     images = np.empty((len(files), 3, size, size), np.uint8)
     # Pillow only warns of a bomb up to twice its limit.
     with warnings.catch_warnings(), ThreadPoolExecutor() as pool:

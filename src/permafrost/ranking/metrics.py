@@ -343,7 +343,7 @@ def get_metric(name: str) -> MapMetric:
     module_name, _, function_name = name.partition(":")
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         # A user's module may fail in any way while it is imported; each is an unusable input.
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise InputError(

@@ -15,7 +15,7 @@ from permafrost.errors import InputError
 from permafrost.experiment import CellInputs, frozen_masks, train_cell
 from permafrost.params import Params
 from permafrost.plan import CellSpec
-from permafrost.processes import deaf_children, stop_all, stop_on_sigterm, stop_with_parent
+from permafrost.processes import deaf_children, stop_all, stop_on_signals, stop_with_parent
 from permafrost.stages.workspace import (
     FIRST,
     KNOWLEDGE,
@@ -131,7 +131,7 @@ def _start_worker() -> None:
 
 def _obtain_in_worker(spec: CellSpec, on_validation: bool) -> dict[str, Any]:
     before = signal.getsignal(signal.SIGTERM)
-    stop_on_sigterm()
+    stop_on_signals()
     try:
         return _obtain(_worker_workspace(), spec, on_validation)
     except KeyboardInterrupt:
