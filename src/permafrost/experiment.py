@@ -158,7 +158,7 @@ def train_first_task(
         kind="first_task",
         name=f"first task seed {seed}",
         identity=_common_identity(params, seed, tasks_digest, device),
-        params={"seed": seed} | _shown_params(params) | _machine(params, device),
+        params={"seed": seed} | _shown_training(params) | _machine(params, device),
     )
 
     def train(progress: Progress | None, after_epoch: OnEpoch) -> Outcome:
@@ -388,21 +388,28 @@ def shown_params(params: Params, spec: CellSpec, device: torch.device) -> dict[s
     """Return the parameters that MLflow shows of a cell."""
     shown = asdict(spec) | spec.hyperparameters
     shown = {name: value for name, value in shown.items() if value is not None and name != "hyper"}
-    return shown | _shown_params(params) | _machine(params, device)
-
-
-def _shown_params(params: Params) -> dict[str, Any]:
-    """Return the parameters that MLflow shows of every training."""
-    sections = {
-        "": {"dataset": params.split.dataset},
-        "split.": params.split.model_dump(exclude={"dataset", "root"}),
-        "model.": params.model.model_dump(exclude={"head"}),
-        "train.": params.train.model_dump(exclude={"precision"}),
+    ranking = {
         "saliency.": params.saliency.model_dump(),
         "visualize.": params.visualize.model_dump(),
         "rank.": params.rank.model_dump(exclude={"metrics"}),
         "freeze.": params.freeze.model_dump(include={"batch_norm"}),
     }
+    return shown | _shown_training(params) | _dotted(ranking) | _machine(params, device)
+
+
+def _shown_training(params: Params) -> dict[str, Any]:
+    """Return the parameters that MLflow shows of every training."""
+    return _dotted(
+        {
+            "": {"dataset": params.split.dataset},
+            "split.": params.split.model_dump(exclude={"dataset", "root"}),
+            "model.": params.model.model_dump(exclude={"head"}),
+            "train.": params.train.model_dump(exclude={"precision"}),
+        }
+    )
+
+
+def _dotted(sections: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     return {
         f"{prefix}{name}": value
         for prefix, section in sections.items()

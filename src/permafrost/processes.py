@@ -14,7 +14,7 @@ _GRACE = 3.0  # seconds in which a process may end its MLflow run before it is k
 
 
 def stop_on_signals() -> None:
-    """Let the first SIGTERM or Ctrl-C end this process by a KeyboardInterrupt.
+    """Let the first SIGTERM, Ctrl-C or closed terminal end this process by a KeyboardInterrupt.
 
     Those that follow are ignored: DVC, the pool and the death of the parent all send one, and a
     second would keep the process from ending its MLflow run.
@@ -22,11 +22,11 @@ def stop_on_signals() -> None:
     if threading.current_thread() is not threading.main_thread():
         return
     for number in _STOPPING:
-        if signal.getsignal(number) is not signal.SIG_IGN:  # by deaf_children
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as deaf_children and nohup wish
             signal.signal(number, _stop)
 
 
-_STOPPING = (signal.SIGTERM, signal.SIGINT)
+_STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 def _stop(number: int, frame: object) -> NoReturn:

@@ -200,8 +200,8 @@ def _refuse_other_code() -> None:
     here = Path("src/permafrost")
     if here.is_dir() and code_digest(here, [""]) != code_digest(PACKAGE, [""]):
         raise InputError(
-            f"{here}: is not the code that runs, which is {PACKAGE}; use this copy's own "
-            "environment, or queue the experiment anew"
+            f"{here}: is not the code that runs, which is {PACKAGE}; activate this copy's own "
+            "environment, or `git add` what is new and queue the experiment again"
         )
 
 
