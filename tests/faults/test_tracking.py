@@ -525,7 +525,7 @@ def test_a_training_that_is_stopped(make_root, fresh, error, status):
         train_cells(root, [0], stop)
     ((key, *rest),) = runs_of(root / "mlflow.db")
     assert (key, rest[0]) == (request(0).key, status)
-    with CellStore(root)._lock(key):  # while it is trained again
+    with CellStore(root).lock(key):  # while it is trained again
         assert track(root) == {"written": 0, "deleted": 0, "kept": 0}
     assert track(root) == {"written": 0, "deleted": 1, "kept": 0}
     with pytest.raises(error):
