@@ -55,7 +55,7 @@ _STAGES = {
 @contextmanager
 def _clear_errors() -> Iterator[None]:
     """Turn what is no fault of the program into one line and an exit code."""
-    from permafrost.processes import stop_on_signals, stop_with_parent
+    from permafrost.processes import begin_to_stop, stop_on_signals, stop_with_parent
 
     stop_on_signals()
     if "DVC_STAGE" in os.environ:
@@ -73,6 +73,7 @@ def _clear_errors() -> Iterator[None]:
         typer.echo("permafrost: this machine has too little memory for that", err=True)
         raise typer.Exit(2) from None
     except KeyboardInterrupt:
+        begin_to_stop()
         typer.echo("permafrost: stopped; what is done so far is kept", err=True)
         raise typer.Exit(130) from None
 

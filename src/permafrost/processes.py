@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -13,27 +14,41 @@ from typing import NoReturn
 _GRACE = 3.0  # seconds in which a process may end its MLflow run before it is killed
 
 
-def stop_on_signals() -> None:
-    """Let the first SIGTERM, Ctrl-C or closed terminal end this process by a KeyboardInterrupt.
+_STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+_REPEAT = 0.5  # seconds after which an interrupt that nobody caught is raised again
 
-    Those that follow are ignored: DVC, the pool and the death of the parent all send one, and a
-    second would keep the process from ending its MLflow run.
+
+def stop_on_signals() -> None:
+    """Let SIGTERM, Ctrl-C or a closed terminal end this process by a KeyboardInterrupt.
+
+    Whoever catches it first and has work to do calls :func:`begin_to_stop`.
     """
     if threading.current_thread() is not threading.main_thread():
         return
+    sys.unraisablehook = _tell_unless_interrupted
+    signal.signal(signal.SIGALRM, _interrupt)
     for number in _STOPPING:
         if signal.getsignal(number) is not signal.SIG_IGN:  # as deaf_children and nohup wish
-            signal.signal(number, _stop)
+            signal.signal(number, _interrupt)
 
 
-_STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+def begin_to_stop() -> None:
+    """Ignore further signals: DVC, the pool and the death of the parent may all send one."""
+    for number in (*_STOPPING, signal.SIGALRM):
+        if signal.getsignal(number) is _interrupt:
+            signal.signal(number, signal.SIG_IGN)
 
 
-def _stop(number: int, frame: object) -> NoReturn:
+def _interrupt(number: int, frame: object) -> NoReturn:
+    # Again and again until it is heard: Python drops what is raised while it collects garbage.
     del number, frame
-    for each in _STOPPING:
-        signal.signal(each, signal.SIG_IGN)
+    signal.setitimer(signal.ITIMER_REAL, _REPEAT)
     raise KeyboardInterrupt
+
+
+def _tell_unless_interrupted(dropped: "sys.UnraisableHookArgs") -> None:
+    if dropped.exc_type is not KeyboardInterrupt:
+        sys.__unraisablehook__(dropped)
 
 
 @contextmanager

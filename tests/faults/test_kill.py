@@ -124,23 +124,54 @@ def _stop(project, undisturbed, way, wait):
     return check_recovered(project, undisturbed, trainings=2)
 
 
-@pytest.mark.parametrize("way", [signal.SIGTERM, signal.SIGINT])
+SCRIPT = """
+import time, weakref
+from permafrost.processes import begin_to_stop, stop_on_signals
+
+def wait(*_):
+    print("begun", flush=True)
+    time.sleep(60)
+
+class Thing:
+    pass
+
+stop_on_signals()
+try:
+    {work}
+    wait()
+except KeyboardInterrupt:
+    begin_to_stop()
+    print("stopping", flush=True)
+    time.sleep(1)
+print("stopped")
+"""
+
+
+def _begin(work):
+    """Start a process that waits for a signal."""
+    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    command = [sys.executable, "-c", SCRIPT.format(work=work)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    process = subprocess.Popen(command, **pipes, text=True, preexec_fn=heard)
+    assert process.stdout.readline() == "begun\n"
+    return process
+
+
+@pytest.mark.parametrize("way", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_further_signals_do_not_disturb_a_stop(way):
     """DVC, the pool and the death of the parent may all send one."""
-    script = (
-        "import time; from permafrost.processes import stop_on_signals\n"
-        "stop_on_signals()\n"
-        "try:\n    print('begun', flush=True); time.sleep(60)\n"
-        "except KeyboardInterrupt:\n    print('stopping', flush=True); time.sleep(1)\n"
-        "print('stopped')\n"
-    )
-    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-    command = [sys.executable, "-c", script]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, preexec_fn=heard)
-    assert process.stdout.readline() == "begun\n"
+    process = _begin("pass")
     process.send_signal(way)
     assert process.stdout.readline() == "stopping\n"
     for another in (signal.SIGTERM, signal.SIGINT):
         process.send_signal(another)
     output, _ = process.communicate(timeout=60)
     assert (output, process.returncode) == ("stopped\n", 0)
+
+
+def test_an_interrupt_that_python_drops_is_raised_again():
+    """As it does in the callback of a weak reference."""
+    process = _begin("thing = Thing(); known = weakref.ref(thing, wait); del thing")
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert (output, process.returncode) == ("begun\nstopping\nstopped\n", 0)

@@ -15,7 +15,13 @@ from permafrost.errors import InputError
 from permafrost.experiment import CellInputs, frozen_masks, train_cell
 from permafrost.params import Params
 from permafrost.plan import CellSpec
-from permafrost.processes import deaf_children, stop_all, stop_on_signals, stop_with_parent
+from permafrost.processes import (
+    begin_to_stop,
+    deaf_children,
+    stop_all,
+    stop_on_signals,
+    stop_with_parent,
+)
 from permafrost.stages.workspace import (
     FIRST,
     KNOWLEDGE,
@@ -92,6 +98,7 @@ def _records(
                 "after the last epoch, or set fewer workers"
             ) from None
         except BaseException:
+            begin_to_stop()
             pool.shutdown(wait=False, cancel_futures=True)
             stop_all(set(multiprocessing.active_children()) - others)
             raise

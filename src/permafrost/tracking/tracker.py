@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from filelock import FileLock
 
+from permafrost.processes import begin_to_stop
 from permafrost.tracking.database import (
     database_file,
     is_database,
@@ -157,6 +158,8 @@ class Tracker:
         try:
             yield run
         except BaseException as error:
+            if isinstance(error, KeyboardInterrupt):
+                begin_to_stop()
             run.stop(_FAILED if isinstance(error, Exception) else _KILLED)
             if not self._worker.wait(STOPPED_WAIT):
                 self._failed = True  # what comes of it later is not told
