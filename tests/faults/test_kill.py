@@ -124,6 +124,26 @@ def _stop(project, undisturbed, way, wait):
     return check_recovered(project, undisturbed, trainings=2)
 
 
+def test_a_worker_killed_while_the_pool_ends(before_sweep, tmp_path):
+    """When all is trained; the worker that waits for work holds a lock that others wait for."""
+    project = before_sweep.copy(tmp_path / "project")
+    project.run("permafrost", "sweep")
+    script = (
+        "import multiprocessing, os, signal\n"
+        "from permafrost.stages import cell_pool, sweep\n"
+        "def end(pool, **options):\n"
+        "    for child in multiprocessing.active_children()[:1]:\n"
+        "        os.kill(child.pid, signal.SIGKILL)\n"
+        "    shutdown(pool, **options)\n"
+        "shutdown = cell_pool.ProcessPoolExecutor.shutdown\n"
+        "cell_pool.ProcessPoolExecutor.shutdown = end\n"
+        "if __name__ == '__main__':\n    sweep.run()\n"
+    )
+    for _ in range(3):
+        project.run(sys.executable, "-c", script)
+    wait_for(lambda: not project.processes(), 60, "the end of the workers")
+
+
 SCRIPT = """
 import time, weakref
 from permafrost.processes import begin_to_stop, stop_on_signals

@@ -84,24 +84,26 @@ def _records(
         return
     others = set(multiprocessing.active_children())
     context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker) as pool:
-        # The longest first, so that no worker is left alone with one at the end.
-        longest = sorted(specs, key=lambda spec: -spec.hyperparameters.get("passes", 0))
-        try:
-            with deaf_children():
-                futures = {pool.submit(_obtain_in_worker, s, on_validation): s for s in longest}
-            for future in as_completed(futures):
-                yield futures[future], future.result()
-        except BrokenProcessPool:
-            raise InputError(
-                "sweep.workers: one was killed, perhaps for want of memory; `dvc repro` goes on "
-                "after the last epoch, or set fewer workers"
-            ) from None
-        except BaseException:
-            begin_to_stop()
-            pool.shutdown(wait=False, cancel_futures=True)
-            stop_all(set(multiprocessing.active_children()) - others)
-            raise
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)
+    # The longest first, so that no worker is left alone with one at the end.
+    longest = sorted(specs, key=lambda spec: -spec.hyperparameters.get("passes", 0))
+    try:
+        with deaf_children():
+            futures = {pool.submit(_obtain_in_worker, s, on_validation): s for s in longest}
+        for future in as_completed(futures):
+            yield futures[future], future.result()
+    except BrokenProcessPool:
+        raise InputError(
+            "sweep.workers: one was killed, perhaps for want of memory; `dvc repro` goes on "
+            "after the last epoch, or set fewer workers"
+        ) from None
+    except KeyboardInterrupt:
+        begin_to_stop()
+        raise
+    finally:
+        # Not left to the pool: it waits for ever if a worker is killed while all of them end.
+        pool.shutdown(wait=False, cancel_futures=True)
+        stop_all(set(multiprocessing.active_children()) - others)
 
 
 def _obtain(workspace: Workspace, spec: CellSpec, on_validation: bool) -> dict[str, Any]:

@@ -42,9 +42,12 @@ def make_database(path: Path) -> None:
     engine = sqlalchemy.create_engine(f"sqlite:///{part}")
     try:
         _initialize_tables(engine)
+        engine.dispose()
+        part.replace(path)
     finally:
         engine.dispose()
-    part.replace(path)
+        for left in path.parent.glob(f"{part.name}*"):  # after a full disk, a journal too
+            left.unlink()
 
 
 def is_database(uri: str) -> bool:
