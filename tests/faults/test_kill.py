@@ -169,10 +169,14 @@ print("stopped")
 
 def _begin(work):
     """Start a process that waits for a signal."""
-    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+
+    def hear_all():  # also where these tests were started by nohup
+        for number in (signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, signal.SIG_DFL)
+
     command = [sys.executable, "-c", SCRIPT.format(work=work)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    process = subprocess.Popen(command, **pipes, text=True, preexec_fn=heard)
+    process = subprocess.Popen(command, **pipes, text=True, preexec_fn=hear_all)
     assert process.stdout.readline() == "begun\n"
     return process
 
