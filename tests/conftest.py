@@ -1,6 +1,8 @@
 """What the tests share: one thread, and tasks, networks and strategies that train in a moment."""
 
 import copy
+import signal
+import sys
 from contextlib import contextmanager, nullcontext
 
 import pytest
@@ -66,6 +68,18 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def own_signals():
+    """The command line, called in a test's own process, leaves Ctrl-C to pytest."""
+    heard = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGALRM)
+    before = {number: signal.getsignal(number) for number in heard}
+    hook = sys.unraisablehook
+    yield
+    sys.unraisablehook = hook
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def make_part(patterns, per_class, generator):

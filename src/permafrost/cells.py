@@ -31,6 +31,7 @@ from permafrost.artifacts import (
 from permafrost.errors import DamagedError
 from permafrost.evaluation import Accuracy
 from permafrost.machine import fingerprint, machine_tags
+from permafrost.processes import project_lock
 from permafrost.strategies import Progress
 from permafrost.tracking import CELLS, FIRST_TASKS, TRIALS, LiveRun, RunRecord, Tracker
 from permafrost.training import TrainingState, part_of
@@ -290,20 +291,9 @@ class CellStore:
                 held.enter_context(self.lock(key))
             yield
 
-    @contextmanager
-    def lock(self, key: str, timeout: float = -1) -> Iterator[None]:
-        """Keep other processes from what is stored under a key.
-
-        Raises
-        ------
-        Timeout
-            If one has held it for so many seconds; -1 waits for ever.
-        """
-        locks = self.root / ".permafrost" / "locks"
-        locks.mkdir(parents=True, exist_ok=True)
-        # The system releases it when the process dies, however it dies.
-        with FileLock(locks / key, timeout=timeout):
-            yield
+    def lock(self, key: str, timeout: float = -1) -> FileLock:
+        """Return what keeps other processes from what is stored under a key: a `project_lock`."""
+        return project_lock(self.root, key, timeout)
 
     def _complete(
         self, key: str, record: dict[str, Any], outcome: Outcome, made_on: dict[str, str]

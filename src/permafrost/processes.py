@@ -1,4 +1,4 @@
-"""Stopping: what a signal or the death of the process that asked for the work does."""
+"""Processes beside each other: their locks, and what a signal or the parent's death does."""
 
 import os
 import signal
@@ -9,13 +9,33 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import NoReturn
 
+from filelock import FileLock
+
 _GRACE = 3.0  # seconds in which a process may end its MLflow run before it is killed
-
-
 _STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _REPEAT = 0.5  # seconds after which an interrupt that nobody caught is raised again
+
+
+def project_lock(root: Path, name: str, timeout: float = -1) -> FileLock:
+    """Return a lock among the processes that work in a project.
+
+    The system releases it when the process that holds it dies, however it dies.
+
+    Parameters
+    ----------
+    root : Path
+        The project's.
+    name : str
+        What it keeps the others from.
+    timeout : float
+        The seconds to wait for it before :class:`filelock.Timeout` is raised; -1 waits for ever.
+    """
+    path = root / ".permafrost" / "locks" / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return FileLock(path, timeout=timeout)
 
 
 def stop_on_signals() -> None:

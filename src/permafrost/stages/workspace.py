@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -36,6 +35,7 @@ from permafrost.experiment import new_network
 from permafrost.explain import conv_layers
 from permafrost.models import TaskNetwork
 from permafrost.params import Params, load_params
+from permafrost.processes import project_lock
 
 PARAMS = Path("params.yaml")
 TASKS = Path("data/tasks")
@@ -198,7 +198,9 @@ def open_stage(stage: str, seed: int | None = None) -> Iterator[Workspace]:
 def _refuse_other_code() -> None:
     """Refuse to run other code than DVC sees, as that of a queued copy may be."""
     here = Path("src/permafrost")
-    if here.is_dir() and code_digest(here, [""]) != code_digest(PACKAGE, [""]):
+    if not here.is_dir() or here.samefile(PACKAGE):
+        return
+    if code_digest(here, [""]) != code_digest(PACKAGE, [""]):
         raise InputError(
             f"{here}: is not the code that runs, which is {PACKAGE}; activate this copy's own "
             "environment, or `git add` what is new and queue the experiment again"
@@ -207,8 +209,7 @@ def _refuse_other_code() -> None:
 
 def note_seconds(group: str, seconds: dict[str, float]) -> None:
     """Merge durations into ``reports/timings.json``."""
-    TIMINGS.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(TIMINGS.parent / ".timings.lock"):
+    with project_lock(project_root(), "timings"):
         timings = read_timings()
         rounded = {name: round(value, 2) for name, value in seconds.items()}
         timings[group] = timings.get(group, {}) | rounded

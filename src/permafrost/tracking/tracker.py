@@ -14,9 +14,7 @@ from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from filelock import FileLock
-
-from permafrost.processes import begin_to_stop
+from permafrost.processes import begin_to_stop, project_lock
 from permafrost.tracking.database import (
     database_file,
     is_database,
@@ -190,7 +188,7 @@ class Tracker:
         TrackingError
             If the store cannot be used, or does not answer one call for :data:`PATIENCE` seconds.
         """
-        with self._lock("track", -1):  # two at once would write every run twice
+        with project_lock(self.root, "track"):  # two at once would write every run twice
             return self._patiently(lambda: self._reconcile(records, is_active))
 
     def experiment_id(self, name: str) -> str:
@@ -257,16 +255,11 @@ class Tracker:
         file = database_file(self.uri)
         if file and not file.exists():
             began = time.monotonic()
-            with self._lock("mlflow", self._left):  # who creates one database at once crashes
+            # Who creates one database at once crashes.
+            with project_lock(self.root, "mlflow", self._left):
                 self._left = max(0.0, self._left - (time.monotonic() - began))
                 if not file.exists():
                     make_database(file)
-
-    def _lock(self, name: str, seconds: float) -> FileLock:
-        """Return a lock among the project's processes."""
-        path = self.root / ".permafrost" / "locks" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return FileLock(path, timeout=seconds)
 
     @property
     def _place(self) -> str:
@@ -296,7 +289,7 @@ class Tracker:
             if is_database(self.uri):
                 refuse_other_schema(self.uri)
             made_here = is_database(self.uri) and not database_file(self.uri)
-            with self._lock("mlflow", WAIT) if made_here else nullcontext():
+            with project_lock(self.root, "mlflow", WAIT) if made_here else nullcontext():
                 self._client = MlflowClient(self.uri)
         return self._client
 
