@@ -219,12 +219,16 @@ class FakeTracker:
 
     def __init__(self):
         self.runs = []
+        self.written = []
 
     @contextmanager
     def live(self, record):
         run = FakeRun(record)
         self.runs.append(run)
         yield run
+
+    def write(self, record):
+        self.written.append(record)
 
 
 class FakeRun:

@@ -175,6 +175,15 @@ def test_fresh_ignores_what_is_stored(store, monkeypatch):
     assert store.obtain(REQUEST, never)["row"] == {"acc": 0.75}
 
 
+def test_fresh_forgets_what_was_stored(store, monkeypatch):
+    """Killed before the first epoch, it may not leave the old result beside a new run in MLflow."""
+    store.obtain(REQUEST, trivial)
+    monkeypatch.setenv("PERMAFROST_FRESH", "1")
+    with pytest.raises(ZeroDivisionError):
+        store.obtain(REQUEST, lambda progress, on_epoch: 1 / 0)
+    assert store.load(REQUEST.key) is None
+
+
 def test_fresh_ignores_a_checkpoint_too(store, monkeypatch):
     def killed(progress, on_epoch):
         on_epoch(Progress(1, []))
@@ -225,6 +234,26 @@ def test_a_damaged_checkpoint_is_named_and_the_training_begins_anew(store, capsy
     store.obtain(REQUEST, lambda progress, on_epoch: (given.append(progress), trivial(0, 0))[1])
     assert given == [None]
     assert str(checkpoint) in capsys.readouterr().err
+
+
+def test_a_cell_that_was_killed_before_its_run_ended(store, monkeypatch):
+    """What was left undone in MLflow and in the cell's folder is done once it is asked for."""
+
+    def killed(progress, on_epoch):
+        on_epoch(Progress(1, []))
+        return trivial(progress, on_epoch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "_tidy", lambda key: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            store.obtain(REQUEST, killed)
+    folder = store.folder / REQUEST.key
+    assert store.tracker.written == []
+    for _ in range(2):
+        record = store.obtain(REQUEST, never)
+        assert store.tracker.written == [run_record(record, fingerprint())]
+        names = sorted(path.name for path in folder.iterdir())
+        assert names == ["cell.json", "kept.safetensors", "model.safetensors"]
 
 
 def test_a_cell_without_its_record_is_not_whole(store):

@@ -27,6 +27,7 @@ from permafrost.artifacts import (
     require,
     save_record,
     save_tensors,
+    write_atomically,
 )
 from permafrost.errors import DamagedError
 from permafrost.evaluation import Accuracy
@@ -51,6 +52,7 @@ _LIBRARY = (
 )
 _RESULT, _CHECKPOINT = "cell.json", "checkpoint.safetensors"
 _MODEL, _KEPT = "model.safetensors", "kept.safetensors"
+_UNLOGGED = "unlogged"  # beside a whole cell: its run in MLflow may not have ended
 
 _EXPERIMENTS = {"cell": CELLS, "trial": TRIALS, "first_task": FIRST_TASKS}
 
@@ -166,9 +168,11 @@ class CellStore:
         key = request.key
         with self._lock_or_wait(key, request.name):
             if os.environ.get("PERMAFROST_FRESH"):
+                shutil.rmtree(self.folder / key, ignore_errors=True)
                 return self._train(request, key, train, None, on_epoch)
             stored = self._unless_damaged(self.load, key)
             if stored is not None:
+                self._end_run(key)
                 return stored
             progress = self._unless_damaged(self._load_checkpoint, key)
             return self._train(request, key, train, progress, on_epoch)
@@ -212,7 +216,19 @@ class CellStore:
             record |= json.loads(json.dumps(outcome.results))
             self._complete(key, record, outcome, made_on)
             run.finish(run_record(record, made_on))
+        self._tidy(key)
         return record
+
+    def _end_run(self, key: str) -> None:
+        """Do what a training left undone that was killed after its result was stored."""
+        if (self.folder / key / _UNLOGGED).exists():
+            result = load_record(self.folder / key / _RESULT)
+            self.tracker.write(run_record(result["record"], result["machine"]))
+            self._tidy(key)
+
+    def _tidy(self, key: str) -> None:
+        for name in (_CHECKPOINT, _UNLOGGED):
+            (self.folder / key / name).unlink(missing_ok=True)
 
     def load(self, key: str) -> dict[str, Any] | None:
         """Return a stored cell's record, or None where there is none that is whole."""
@@ -302,11 +318,11 @@ class CellStore:
         save_tensors(folder / _MODEL, outcome.weights)
         save_tensors(folder / _KEPT, outcome.kept)
         digests = {file: file_digest(folder / file) for file in (_MODEL, _KEPT)}
-        # Written last: a cell is whole if and only if this file exists.
         seconds = round(outcome.seconds, 3)
         result = {"record": record, "sha256": digests, "seconds": seconds, "machine": made_on}
+        write_atomically(folder / _UNLOGGED, b"")
+        # Written last: a cell is whole if and only if this file exists.
         save_record(folder / _RESULT, result)
-        (folder / _CHECKPOINT).unlink(missing_ok=True)
 
     def _save_checkpoint(self, key: str, progress: Progress) -> None:
         tensors = {f"training/{name}": t for name, t in progress.training.tensors.items()}

@@ -124,6 +124,23 @@ def _stop(project, undisturbed, way, wait):
     return check_recovered(project, undisturbed, trainings=2)
 
 
+@pytest.mark.parametrize("moment", ["_finish", "_stop"])
+def test_killed_between_the_result_and_the_end_of_its_run(undisturbed, tmp_path, moment):
+    """No training is left to be done, but its run in MLflow is still RUNNING."""
+    project = WatchedProject(tmp_path / "project")
+    project.run("dvc", "repro", "split")
+    script = (
+        "import os, signal\n"
+        "from permafrost.stages import train_first\n"
+        "from permafrost.tracking import Tracker\n"
+        f"Tracker.{moment} = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "train_first.run(0)\n"
+    )
+    project.run(sys.executable, "-c", script, code=-signal.SIGKILL)
+    assert project.statuses() == {"RUNNING": 1}
+    check_recovered(project, undisturbed, trainings=0)
+
+
 def test_a_worker_killed_while_the_pool_ends(before_sweep, tmp_path):
     """When all is trained; the worker that waits for work holds a lock that others wait for."""
     project = before_sweep.copy(tmp_path / "project")
