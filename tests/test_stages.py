@@ -130,6 +130,21 @@ def test_code_of_another_copy_is_refused(project: Project) -> None:
     project.run("permafrost", "rank", "--seed", "0")
 
 
+def test_what_a_killed_dvc_was_copying_is_deleted(project: Project) -> None:
+    unfinished = ["models/rank/.SSYJqqO8PZS4ODpHG_5u-w.tmp"]
+    unfinished += ["reports/visualize/0/features.0.png.SSYJqqO8PZS4ODpHG_5uGw.tmp"]
+    others = ["models/rank/.in-use-aaaaaaaaaaaaaaa.tmp", "models/rank/own.tmp"]
+    for name in (*unfinished, *others):
+        path = project.folder / name
+        path.write_bytes(b"part")
+        if "in-use" not in name:
+            os.utime(path, (0, 0))
+    project.run("permafrost", "freeze", "--seed", "0")
+    assert not [name for name in unfinished if (project.folder / name).exists()]
+    for name in others:
+        (project.folder / name).unlink()
+
+
 def test_stages_watch_the_code_that_they_import() -> None:
     """DVC reruns a stage if code changes that its module imports; a training, if any of it does."""
     stages = YAML(typ="safe").load(REPOSITORY / "dvc.yaml")["stages"]

@@ -1,6 +1,7 @@
 """What all stages share: where files lie, params, the device, timings and progress."""
 
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -60,6 +61,8 @@ TABLES = Path("reports/tables.md")
 TRADE_OFF_PICTURE = Path("reports/kept_and_learned.png")
 TRADE_OFF_POINTS = Path("reports/plots/kept_and_learned.json")
 TIMINGS = Path("reports/timings.json")
+
+_OUTPUTS = (TASKS, Path("models"), Path("metrics"), Path("reports"))
 
 
 def project_root() -> Path:
@@ -190,6 +193,7 @@ def open_stage(stage: str, seed: int | None = None) -> Iterator[Workspace]:
     if seed is not None and seed not in params.seeds:
         raise InputError(f"--seed: {seed} is none of seeds: {', '.join(map(str, params.seeds))}")
     _refuse_other_code()
+    _remove_leftovers()
     yield Workspace(params, prepare_device(params), CellStore(project_root()))
     name = stage if seed is None else f"{stage}@{seed}"
     note_seconds("stages", {name: time.perf_counter() - began})
@@ -205,6 +209,25 @@ def _refuse_other_code() -> None:
             f"{here}: is not the code that runs, which is {PACKAGE}; activate this copy's own "
             "environment, or `git add` what is new and queue the experiment again"
         )
+
+
+def _remove_leftovers() -> None:
+    """Delete what a killed DVC, or one without space, left of the outputs that it was copying.
+
+    In a folder of outputs it would be taken for one of them.
+    """
+    for folder in _OUTPUTS:
+        for path in folder.rglob("*.tmp"):
+            if re.search(r"\.[\w-]{22}\.tmp$", path.name) and _is_idle(path):
+                path.unlink(missing_ok=True)
+
+
+def _is_idle(path: Path) -> bool:
+    """Return whether nobody, such as another DVC, has written to a file for two seconds."""
+    try:
+        return time.time() - path.stat().st_mtime > 2
+    except FileNotFoundError:
+        return False
 
 
 def note_seconds(group: str, seconds: dict[str, float]) -> None:
