@@ -141,6 +141,28 @@ def test_killed_between_the_result_and_the_end_of_its_run(undisturbed, tmp_path,
     check_recovered(project, undisturbed, trainings=0)
 
 
+def test_stopped_while_its_run_ends(undisturbed, tmp_path):
+    """A signal while MLflow is waited for must not leave the run in RUNNING."""
+    project = WatchedProject(tmp_path / "project")
+    project.run("dvc", "repro", "split")
+    script = (
+        "import os, signal, sys, time\n"
+        "from permafrost.cli import app\n"
+        "from permafrost.tracking import Tracker\n"
+        "def finish(*arguments):\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    time.sleep(0.5)\n"
+        "    end(*arguments)\n"
+        "end = Tracker._finish\n"
+        "Tracker._finish = finish\n"
+        "sys.argv[1:] = ['train_first', '--seed', '0']\n"
+        "app()\n"
+    )
+    project.run(sys.executable, "-c", script, code=130)
+    assert project.statuses() == {"FINISHED": 1}
+    check_recovered(project, undisturbed, trainings=0)
+
+
 def test_a_worker_killed_while_the_pool_ends(before_sweep, tmp_path):
     """When all is trained; the worker that waits for work holds a lock that others wait for."""
     project = before_sweep.copy(tmp_path / "project")

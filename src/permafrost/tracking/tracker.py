@@ -151,24 +151,21 @@ class Tracker:
             Left in RUNNING if the block ends without :meth:`LiveRun.finish`; FAILED or KILLED if
             it raises.
         """
-        self._left = WAIT
-        run = LiveRun(self, record)
-        try:
-            yield run
-        except BaseException as error:
-            if isinstance(error, KeyboardInterrupt):
-                begin_to_stop()
-            run.stop(_FAILED if isinstance(error, Exception) else _KILLED)
-            if not self._worker.wait(STOPPED_WAIT):
-                self._failed = True  # what comes of it later is not told
-            raise
-        self._settle()
+        with self._settled():
+            run = LiveRun(self, record)
+            try:
+                run.start()
+                yield run
+            except BaseException as error:
+                if isinstance(error, KeyboardInterrupt):
+                    begin_to_stop()
+                run.stop(_FAILED if isinstance(error, Exception) else _KILLED)
+                raise
 
     def write(self, record: RunRecord) -> None:
         """Make the store hold exactly one run of this key, ended, with all of the record."""
-        self._left = WAIT
-        self._attempt(lambda: self._rewrite(record))
-        self._settle()
+        with self._settled():
+            self._attempt(lambda: self._rewrite(record))
 
     def reconcile(
         self, records: Iterable[RunRecord], is_active: Callable[[str], bool]
@@ -197,11 +194,29 @@ class Tracker:
 
     # How the store is waited for. The worker's thread may hang as long as it likes.
 
-    def _attempt(self, action: Callable[[], object]) -> None:
-        """Have the worker do it, in order; nothing is done once the store has failed."""
+    @contextmanager
+    def _settled(self) -> Iterator[None]:
+        """Wait at the end for all that is attempted in the block, if it is stopped but shortly."""
+        self._left = WAIT
+        self._prepare()  # for seconds; a stop in these leaves no run that would have to be ended
+        try:
+            yield
+            self._settle()
+        except BaseException as error:
+            if isinstance(error, KeyboardInterrupt):
+                begin_to_stop()
+            if not self._worker.wait(STOPPED_WAIT):
+                self._failed = True  # what comes of it later is not told
+            raise
+
+    def _prepare(self) -> None:
         if not self._experiments and self._outage.age() < _TRY_AGAIN:
             self._failed = True
         self._guard(self._get_ready)
+
+    def _attempt(self, action: Callable[[], object]) -> None:
+        """Have the worker do it, in order; nothing is done once the store has failed."""
+        self._prepare()
         self._worker.do(lambda: self._guard(lambda: self._abandonable(action)))
 
     def _abandonable(self, action: Callable[[], object]) -> None:
@@ -407,8 +422,12 @@ class LiveRun:
 
     def __init__(self, tracker: Tracker, record: RunRecord) -> None:
         self._tracker = tracker
+        self._record = record
         self._run_id = ""
-        tracker._attempt(lambda: self._start(record))
+
+    def start(self) -> None:
+        """Begin the run."""
+        self._tracker._attempt(self._start)
 
     def log(self, rows: list[Mapping[str, float]]) -> None:
         """Log rows of a curve, each with its ``step``."""
@@ -420,10 +439,14 @@ class LiveRun:
 
     def stop(self, status: str) -> None:
         """End the run without results."""
-        self._tracker._attempt(lambda: self._tracker._stop(self._run_id, status))
+        self._tracker._attempt(lambda: self._stop(status))
 
-    def _start(self, record: RunRecord) -> None:
-        self._run_id = self._tracker._start(record)
+    def _start(self) -> None:
+        self._run_id = self._tracker._start(self._record)
+
+    def _stop(self, status: str) -> None:
+        if self._run_id:  # or it was never begun
+            self._tracker._stop(self._run_id, status)
 
 
 class TrackingError(Exception):
