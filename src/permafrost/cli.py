@@ -5,12 +5,14 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
+from types import ModuleType
 from typing import Annotated
 
 import typer
 
 from permafrost import PARENT
 from permafrost.errors import InputError
+from permafrost.imports import uncollected
 
 app = typer.Typer(
     help="Explainability-guided filter freezing against catastrophic forgetting.",
@@ -78,10 +80,15 @@ def _clear_errors() -> Iterator[None]:
         raise typer.Exit(130) from None
 
 
+def _module(stage: str) -> ModuleType:
+    with uncollected():
+        return import_module(f"permafrost.stages.{stage}")
+
+
 def _seed_stage(name: str) -> Callable[..., None]:
     def command(seed: Seed) -> None:
         with _clear_errors():
-            import_module(f"permafrost.stages.{name}").run(_seed(seed))
+            _module(name).run(_seed(seed))
 
     return command
 
@@ -89,7 +96,7 @@ def _seed_stage(name: str) -> Callable[..., None]:
 def _stage(name: str) -> Callable[..., None]:
     def command() -> None:
         with _clear_errors():
-            import_module(f"permafrost.stages.{name}").run()
+            _module(name).run()
 
     return command
 

@@ -3,8 +3,11 @@
 import logging
 import os
 import re
+from functools import cache
 from importlib import import_module
 from pathlib import Path
+
+from permafrost.imports import uncollected
 
 _SQL = ("sqlite", "postgresql", "mysql", "mssql")
 
@@ -18,15 +21,17 @@ _ENVIRONMENT = {
 }
 
 
+@cache
 def load_mlflow(uri: str) -> None:
     """Import all that MLflow needs of itself for a store, which it would do bit by bit."""
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     logging.getLogger("alembic").setLevel(logging.WARNING)
-    import_module("mlflow.tracking")
-    if is_database(uri):
-        import_module("mlflow.store.tracking.sqlalchemy_store")
-        import_module("alembic.script")
+    with uncollected():
+        import_module("mlflow.tracking")
+        if is_database(uri):
+            import_module("mlflow.store.tracking.sqlalchemy_store")
+            import_module("alembic.script")
     # It would tell every failure besides, at length.
     logging.getLogger("mlflow").setLevel(logging.CRITICAL)
 
