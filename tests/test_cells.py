@@ -591,6 +591,8 @@ def test_a_trial_is_measured_on_validation_images(store, inputs):
     assert [run.experiment for run in runs] == ["permafrost", "permafrost-trials"]
     assert [run.tags["kind"] for run in runs] == ["cell", "trial"]
     assert all(torch.__version__.startswith(run.tags["machine.torch"]) for run in runs)
+    told = {f"machine.{name}" for name in ("libraries", "cpu", "gpu", "threads", "determinism")}
+    assert all(told <= run.tags.keys() for run in runs)
     # One training, measured on other images.
     files = [file_digest(store.model_path(record["key"])) for record in (cell, trial)]
     assert files[0] == files[1]

@@ -81,7 +81,7 @@ def _clear_errors() -> Iterator[None]:
 
 
 def _module(stage: str) -> ModuleType:
-    with uncollected():
+    with uncollected(for_good=True):
         return import_module(f"permafrost.stages.{stage}")
 
 

@@ -6,15 +6,21 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def uncollected() -> Iterator[None]:
-    """Keep the garbage collector from what is imported here, for as long as the process lives.
+def uncollected(*, for_good: bool = False) -> Iterator[None]:
+    """Import without the garbage collector.
 
-    It would look in vain through a million objects, again and again while torch and MLflow are
-    imported and once more at the end: a third of the time of a short stage.
+    It would look in vain, again and again, through the many objects of torch and MLflow.
+
+    Parameters
+    ----------
+    for_good : bool
+        Whether to keep it from what is there by now for as long as the process lives: its last
+        round, as the process ends, takes a while, too. A few libraries tell what that round missed.
     """
     gc.disable()
     try:
         yield
     finally:
-        gc.freeze()
+        if for_good:
+            gc.freeze()
         gc.enable()

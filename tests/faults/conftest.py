@@ -24,6 +24,7 @@ class Tally:
     tried: int = 0
     survived: int = 0
     epochs_lost: int = 0  # the most that one trial had to train again
+    seconds: float = 0.0  # the longest that a stop took
     failures: list[str] = field(default_factory=list)
 
     @contextmanager
@@ -41,6 +42,10 @@ class Tally:
         """Note how many epochs a trial had to train again."""
         self.epochs_lost = max(self.epochs_lost, epochs)
 
+    def stopped(self, seconds: float) -> None:
+        """Note how long a stop took."""
+        self.seconds = max(self.seconds, round(seconds, 1))
+
 
 @pytest.fixture
 def tally(request: pytest.FixtureRequest) -> Callable[[str], "contextmanager[Tally]"]:
@@ -49,10 +54,15 @@ def tally(request: pytest.FixtureRequest) -> Callable[[str], "contextmanager[Tal
     @contextmanager
     def count(fault: str) -> Iterator[Tally]:
         tally = Tally(fault)
-        yield tally
-        row = asdict(tally)
-        failures = row.pop("failures")
-        request.node.user_properties.append(("tally", row))
+        try:
+            yield tally
+        except BaseException:
+            tally.tried += 1  # or the table would not show what failed outside a trial
+            raise
+        finally:
+            row = asdict(tally)
+            failures = row.pop("failures")
+            request.node.user_properties.append(("tally", row))
         assert tally.tried, f"{fault}: nothing was tried"
         assert not failures, "\n".join([f"{fault}: {len(failures)} of {tally.tried}:", *failures])
 
@@ -92,7 +102,8 @@ def _together(rows: list[dict]) -> list[dict]:
         known = faults.setdefault(row["fault"], row | {"tried": 0, "survived": 0})
         known["tried"] += row["tried"]
         known["survived"] += row["survived"]
-        known["epochs_lost"] = max(known["epochs_lost"], row["epochs_lost"])
+        for most in ("epochs_lost", "seconds"):
+            known[most] = max(known[most], row[most])
     return list(faults.values())
 
 
@@ -105,9 +116,10 @@ def pytest_terminal_summary(terminalreporter, config) -> None:
     rows = _together(rows)
     terminalreporter.write_sep("=", "faults")
     width = max((len(row["fault"]) for row in rows), default=0)
-    terminalreporter.write_line(f"{'fault':{width}}  tried  survived  epochs lost")
+    terminalreporter.write_line(f"{'fault':{width}}  tried  survived  epochs lost  stopped in (s)")
     for row in rows:
         counts = f"{row['tried']:5}  {row['survived']:8}  {row['epochs_lost']:11}"
+        counts += f"  {row['seconds'] or '':>14}"
         terminalreporter.write_line(f"{row['fault']:{width}}  {counts}")
     REPORT.parent.mkdir(exist_ok=True)
     REPORT.write_text(json.dumps(rows, indent=1) + "\n")

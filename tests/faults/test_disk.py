@@ -70,6 +70,46 @@ def _fill_and_recover(project, undisturbed, disk, leave):
     return check_recovered(project, undisturbed, trainings=2)
 
 
+STAGES = (
+    "split",
+    "train_first",
+    "saliency",
+    "visualize",
+    "rank",
+    "freeze",
+    "consolidate",
+    "train_second",
+    "evaluate",
+    "tune",
+    "sweep",
+    "report",
+)
+OF_ALL_SEEDS = ("evaluate", "tune", "sweep", "report")
+
+
+def command_of(stage: str) -> list[str]:
+    return ["permafrost", stage, *([] if stage in OF_ALL_SEEDS else ["--seed", "0"])]
+
+
+def test_full_disk_in_each_stage(tally, rounds, undisturbed, before_sweep, tmp_path):
+    with (
+        small_disk(tmp_path / "disk", 64) as disk,
+        tally("disk full in a given stage") as fault,
+    ):
+        project = before_sweep.copy(disk / "project")
+        project.run("dvc", "repro")
+        for stage in STAGES[:: rounds(5, 1)]:
+            ballast = fill(disk, 0)
+            with fault.trial(stage):
+                output = project.run(*command_of(stage), code=2)
+                assert "No space left on device" in output
+                assert "Traceback" not in output
+                assert not list(project.folder.rglob("*.part")), "half-written files are left"
+            ballast.unlink()
+        with fault.trial("with space again"):
+            fault.lost(check_recovered(project, undisturbed, trainings=0))
+
+
 def flipped(content: bytes, position: int) -> bytes:
     """Return the content with one bit changed."""
     changed = bytearray(content)
@@ -122,9 +162,9 @@ def test_damaged_files_of_a_project(tally, rounds, undisturbed, before_sweep, tm
     assert whole == undisturbed.bits
     names = sorted(whole)[:: rounds(6, 1)]
     with tally("damaged file in models/ or metrics/ that DVC takes for whole") as fault:
-        for name in names:
+        for number, name in enumerate(names):
             with fault.trial(name):
-                _damage_unseen(project.folder / name)
+                _damage_unseen(project.folder / name, cut=number % 2 == 1)
                 output = project.run("permafrost", "doctor", code=2)
                 assert name in output
                 project.run("permafrost", "doctor", "--repair")
@@ -162,12 +202,34 @@ def test_damaged_files_of_the_store(tally, before_sweep, tmp_path):
             assert "evaluate" in project.read("reports/timings.json")["stages"]
 
 
-def _damage_unseen(path: Path) -> None:
-    """Flip a bit so that neither size nor time of the file tells."""
+def test_damaged_cells_of_a_sweep(tally, rounds, undisturbed, before_sweep, tmp_path):
+    """Each is told and trained again, also in a process of the pool."""
+    project = before_sweep.copy(tmp_path / "project")
+    project.run("dvc", "repro")
+    keys = [row["key"] for row in project.read("metrics/sweep.json")]
+    files = [f".permafrost/cells/{key}/{file}" for file in CELL_FILES for key in keys]
+    with tally("damaged file of a cell of the sweep") as fault:
+        for number, name in enumerate(files[:: rounds(6, 1)]):
+            with fault.trial(name):
+                _damage_unseen(project.folder / name, cut=number % 2 == 1)
+                output = project.run("permafrost", "sweep")
+                assert f"{name}: is " in output
+                assert "it is made again" in output
+                assert project.bits() == undisturbed.bits
+        with fault.trial("MLflow"):
+            assert project.runs() == project.expected_runs()
+
+
+CELL_FILES = ("cell.json", "model.safetensors", "kept.safetensors")
+
+
+def _damage_unseen(path: Path, *, cut: bool = False) -> None:
+    """Flip a bit so that neither size nor time of the file tells; or cut its end off."""
     before = path.stat()
     content = path.read_bytes()
     path.chmod(0o644)
-    path.write_bytes(flipped(content, len(content) // 2))
+    middle = len(content) // 2
+    path.write_bytes(content[:middle] if cut else flipped(content, middle))
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
@@ -201,11 +263,9 @@ def test_a_stage_refuses_damaged_input(tally, rounds, before_sweep, tmp_path):
         for name, stage in list(readers.items())[:: rounds(4, 1)]:
             path = project.folder / name
             content = path.read_bytes()
-            path.chmod(0o644)
-            path.write_bytes(flipped(content, len(content) // 2))
-            seed = [] if stage in ("sweep", "evaluate") else ["--seed", "0"]
+            _damage_unseen(path)
             with fault.trial(name):
-                output = project.run("permafrost", stage, *seed, code=2)
+                output = project.run(*command_of(stage), code=2)
                 assert output.count("\n") == 1, output
                 assert name in output
             path.write_bytes(content)
@@ -234,14 +294,17 @@ def test_a_read_only_disk_is_named(tally, before_sweep, tmp_path):
     with small_disk(tmp_path / "disk", 64) as disk, tally("folder that cannot be written") as fault:
         project = before_sweep.copy(disk / "project")
         subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
-        for command in (["rank", "--seed", "0"], ["sweep"], ["doctor", "--repair"], ["track"]):
+        for command, place in (
+            (["rank", "--seed", "0"], "models/rank"),
+            (["sweep"], f"{project.folder}/.permafrost"),
+            (["doctor", "--repair"], f"{project.folder}/.permafrost"),
+            (["track"], f"{project.folder}/.permafrost"),
+        ):
             with fault.trial(f"read-only disk, {command[0]}"):
-                process = project.start("permafrost", *command)
-                output, _ = process.communicate(timeout=120)
-                assert "Traceback" not in output, output
-                if command[0] != "doctor":  # it has nothing to delete
-                    assert process.returncode == 2, output
-                    assert "ead-only" in output or "readonly" in output, output
+                output = project.run("permafrost", *command, code=2)
+                assert "Traceback" not in output
+                assert output.splitlines()[-1].startswith(f"permafrost: {place}")
+                assert "Read-only file system" in output
 
 
 def test_a_full_disk_leaves_no_half_cell(tally, tmp_path, make_network):

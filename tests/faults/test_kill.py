@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 
 import psutil
@@ -31,14 +32,14 @@ def moments(count: int, seconds: float) -> list[float]:
     return [seconds * (index + draw.random()) / count for index in range(count)]
 
 
-def plan(count: int, seconds: float, ways: Sequence[str] = HOW) -> list[tuple[str, float]]:
+def plan(count: int, seconds: float, ways: Sequence) -> list[tuple]:
     """Return how and when to kill: every way at moments over the whole run."""
     return list(zip(itertools.cycle(ways), moments(count, seconds), strict=False))
 
 
 def test_kill_over_a_whole_run(tally, rounds, undisturbed, tmp_path):
     with tally("kill -9 at a random moment of dvc repro") as fault:
-        for how, moment in plan(rounds(1, 30), undisturbed.seconds):
+        for how, moment in plan(rounds(1, 30), undisturbed.seconds, HOW):
             with fault.trial(f"{how}, after {moment:.1f} s"):
                 project = _killed(lambda: WatchedProject(tmp_path / "project"), how, moment)
                 fault.lost(check_recovered(project, undisturbed, trainings=2))
@@ -66,7 +67,11 @@ def _killed(make_project, how, moment):
         process = project.start("dvc", "repro", start_new_session=True)
         time.sleep(moment)
         killed = kill(process, how)
-        process.communicate(timeout=600)
+        try:
+            process.communicate(timeout=600)
+        finally:
+            if process.returncode is None:
+                os.killpg(process.pid, signal.SIGKILL)
         if killed:
             break
         remove(project.folder)
@@ -82,7 +87,27 @@ def test_stop_in_the_sweep(tally, rounds, undisturbed, before_sweep, tmp_path, w
         for trial in range(rounds(1, 5)):
             with fault.trial(trial):
                 project = before_sweep.copy(tmp_path / "project")
-                fault.lost(_stop(project, undisturbed, way, 0.5 * trial))
+                process = _start(project)
+                # Not at once: interrupted while it starts, Python itself prints a traceback.
+                wait_for(lambda project=project: "RUNNING" in project.statuses(), 120, "a training")
+                time.sleep(0.5 * trial)
+                output = _stop(fault, project, process, way, rounds(30, 5))
+                assert "Traceback" not in output, output
+                fault.lost(_track_and_recover(project, undisturbed))
+            remove(tmp_path / "project")
+
+
+def test_stop_at_any_moment(tally, rounds, undisturbed, tmp_path):
+    """SIGTERM and Ctrl-C to all processes, and SIGTERM to DVC alone, which tells nobody."""
+    ways = (signal.SIGINT, signal.SIGTERM, None)
+    with tally("SIGTERM or SIGINT at a random moment of dvc repro") as fault:
+        for way, moment in plan(rounds(1, 9), undisturbed.seconds, ways):
+            with fault.trial(f"{way}, after {moment:.1f} s"):
+                project = WatchedProject(tmp_path / "project")
+                process = _start(project)
+                time.sleep(moment)
+                _stop(fault, project, process, way, rounds(30, 5))
+                fault.lost(_track_and_recover(project, undisturbed))
             remove(tmp_path / "project")
 
 
@@ -105,22 +130,39 @@ def _kill_beginning_workers(project, delay):
     wait_for(lambda: not project.processes(), 60, "the end of the workers")
 
 
-def _stop(project, undisturbed, way, wait):
+def _start(project):
     # Ctrl-C is ignored by what was started in the background, as these tests may have been.
     heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-    process = project.start("dvc", "repro", start_new_session=True, preexec_fn=heard)
-    # Not at once: interrupted while it starts, Python itself prints a traceback.
-    wait_for(lambda: "RUNNING" in project.statuses(), 120, "a training")
-    time.sleep(wait)
-    os.killpg(process.pid, way)
-    output, _ = process.communicate(timeout=30)
-    _, alive = psutil.wait_procs(project.processes(), timeout=30)
-    assert not alive, f"still there: {[p.cmdline() for p in alive]}"
-    assert process.returncode != 0
-    assert "Traceback" not in output, output
-    assert set(project.statuses()) <= {"FINISHED", "KILLED"}
-    project.run("permafrost", "track")
-    assert project.runs() == project.expected_runs()
+    return project.start("dvc", "repro", start_new_session=True, preexec_fn=heard)
+
+
+def _stop(fault, project, process, way, limit):
+    """Stop a `dvc repro` and return what it printed; without a way, by SIGTERM to DVC alone."""
+    began = time.monotonic()
+    if way is None:
+        process.terminate()
+    else:
+        os.killpg(process.pid, way)
+    try:
+        output, _ = process.communicate(timeout=30)
+        _, alive = psutil.wait_procs(project.processes(), timeout=30)
+        assert not alive, f"still there: {[p.cmdline() for p in alive]}"
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    seconds = time.monotonic() - began
+    fault.stopped(seconds)
+    assert seconds < limit, f"took {seconds:.1f} s to stop"
+    assert process.returncode != 0, "it had ended before"
+    return output
+
+
+def _track_and_recover(project, undisturbed):
+    """All runs have ended, and what was to be done is done the next time."""
+    if (project.folder / "mlflow.db").exists():
+        assert set(project.statuses()) <= {"FINISHED", "KILLED"}
+        project.run("permafrost", "track")
+        assert project.runs() == project.expected_runs()
     return check_recovered(project, undisturbed, trainings=2)
 
 

@@ -833,7 +833,7 @@ def test_a_failed_cell_under_dvc(tally, rounds, tmp_path):
     if not rounds(0, 1):
         pytest.skip("takes minutes: in the long form")
     project = Project(tmp_path / "permafrost")
-    rank, sweep = {"metrics": ["mse"]}, SWEEP | {"workers": 1}
+    rank, sweep = {"metrics": ["mse"]}, SWEEP | {"workers": 2}
     project.change({"rank": rank, "sweep": sweep, "tune": {"ewc": [STRONG]}})
     with tally("failed cells under DVC") as fault:
         with fault.trial("one method diverges"):

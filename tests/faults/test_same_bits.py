@@ -2,6 +2,8 @@
 
 import copy
 
+import pytest
+
 from workflow import SMALL, WatchedProject
 
 
@@ -24,6 +26,19 @@ def test_same_bits(tally, rounds, undisturbed, tmp_path):
                 project = WatchedProject(tmp_path / name.replace(" ", "_"), changes)
                 project.run("dvc", "repro")
                 assert project.bits() == undisturbed.bits
+
+
+def test_same_bits_with_several_threads(tally, rounds, tmp_path):
+    if not rounds(0, 1):
+        pytest.skip("only in the long form")
+    with tally("two clones, two threads a training") as fault, fault.trial("twice"):
+        bits = []
+        for name in ("one", "other"):
+            project = WatchedProject(tmp_path / name)
+            project.change({"runtime": {"threads": 2}})
+            project.run("dvc", "repro")
+            bits.append(project.bits())
+        assert bits[0] == bits[1]
 
 
 def test_cells_in_another_order(tally, before_sweep, tmp_path):

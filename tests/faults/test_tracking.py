@@ -322,17 +322,25 @@ def real_server(starting_server):
 
 
 @contextmanager
-def delayed(port, seconds):
-    """Forward each connection to a port, each request later by some seconds."""
+def delayed(port, seconds, what=b""):
+    """Forward each connection to a port, each request later by some seconds.
+
+    Only those that hold `what`, if it is given: the server acts on these, but is not heard.
+    """
     listener = socket.create_server(("127.0.0.1", 0))
+    late = []
 
     def forward(source, target, delay):
         with suppress(OSError):
             while chunk := source.recv(65536):
-                if chunk.startswith((b"GET ", b"POST ", b"PATCH ")):
+                if chunk.startswith((b"GET ", b"POST ", b"PATCH ")) and what in chunk:
                     time.sleep(delay)
+                    if what:  # by now the server has closed the other connection
+                        target = socket.create_connection(("127.0.0.1", port))
+                        late.append(target)
                 target.sendall(chunk)
-            target.shutdown(socket.SHUT_WR)
+            if not what:
+                target.shutdown(socket.SHUT_WR)
 
     def accept():
         with suppress(OSError):
@@ -425,6 +433,7 @@ def test_a_server_that_does_not_accept(tally, make_root, fresh, monkeypatch, cap
 def test_the_real_budget(tally, rounds, make_root, fresh, capfd):
     if not rounds(0, 1):
         pytest.skip("only in the long form")
+    assert tracker.WAIT <= 10
     with tally("MLflow's server hangs") as fault:
         for case, answer in HANGING.items():
             with fault.trial(f"{case}, really"), serve(answer) as (uri, _):
@@ -1031,3 +1040,38 @@ def test_the_real_server(tally, rounds, real_server, make_root, fresh, monkeypat
         with fault.trial("2 s a call, short trainings"), delayed(real_server.port, 2) as uri:
             root = make_root(uri)
             assert survive(root, capfd, make_root, fresh, bound=tracker.WAIT + 5)
+
+
+def test_the_real_server_acts_late(tally, rounds, real_server, make_root, capfd):
+    """What it makes of a request that was given up must not stay."""
+    if not rounds(0, 1):
+        pytest.skip("only in the long form")
+    key = request(300).key
+
+    def runs():
+        return [run for run in runs_of(real_server.database) if run[0] == key]
+
+    late = delayed(real_server.port, 30, b"/runs/create ")
+    with tally("MLflow's server acts 30 s late") as fault, fault.trial("begins a run"), late as uri:
+        capfd.readouterr()
+        root = make_root(uri)
+        assert train_cells(root, [300]) < tracker.WAIT + 5
+        assert len(told(capfd.readouterr().err)) == 1
+        make_root.use(real_server.uri)
+        track(root)
+        assert runs() == expected([300])
+        wait_for(lambda: len(runs()) > 1, 90, "the late run")
+        time.sleep(35)  # for the one that the client has asked for again
+        track(root)
+        assert runs() == expected([300])
+
+
+def test_no_secret_is_stored(tally, real_server, make_root):
+    """The server takes any password."""
+    with tally("a password in the URI of a working store") as fault, fault.trial("HTTP"):
+        root = make_root(real_server.uri.replace("//", "//user:s3cr3t@"))
+        train_cells(root, [400])
+        assert [run for run in runs_of(real_server.database) if run[0] == request(400).key]
+        files = [path for path in root.rglob("*") if path.is_file()]
+        written = [path.read_bytes() for path in (*files, real_server.database)]
+        assert not [content for content in written if b"s3cr3t" in content]

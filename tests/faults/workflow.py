@@ -71,11 +71,12 @@ class WatchedProject(Project):
         found = []
         for process in psutil.process_iter():
             try:
-                if Path(process.cwd()).is_relative_to(self.folder):
+                here = Path(process.cwd()).is_relative_to(self.folder)
+                if here and process.status() != psutil.STATUS_ZOMBIE:
                     found.append(process)
             except (psutil.Error, OSError):
                 continue
-        return [p for p in found if p.status() != psutil.STATUS_ZOMBIE]
+        return found
 
     def bits(self) -> dict[str, str]:
         """Return the digest of every file under data/tasks, metrics and models."""
@@ -138,9 +139,12 @@ def kill(process: subprocess.Popen, how: str) -> bool:
         process.kill()
     else:
         victim = running_stage(process) if how == "the stage" else _running_worker(process)
-        if victim is None:
+        try:
+            if victim is None or victim.status() == psutil.STATUS_ZOMBIE:
+                return False
+            victim.kill()
+        except psutil.NoSuchProcess:
             return False
-        victim.kill()
     return True
 
 
