@@ -1,6 +1,7 @@
 """What the tests share: one thread, and tasks, networks and strategies that train in a moment."""
 
 import copy
+import gc
 import signal
 import sys
 from contextlib import contextmanager, nullcontext
@@ -44,6 +45,11 @@ def pytest_collection_modifyitems(items):
     """Begin with the longest files, so that no worker is left alone with one at the end."""
     places = {name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: places.get(item.path.name, len(LONGEST)))
+
+
+def pytest_sessionfinish():
+    """Collect at the end what commands that were called in this process froze."""
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="module")

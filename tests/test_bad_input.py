@@ -4,9 +4,11 @@ import shutil
 from pathlib import Path
 
 import pytest
+import typer
 from PIL import Image
 from typer.testing import CliRunner
 
+from permafrost import cli
 from permafrost.cli import app
 from permafrost.data import cifar
 from project import Project
@@ -163,3 +165,24 @@ def test_download_without_network(project: Project, monkeypatch: pytest.MonkeyPa
     line = refusal("check")
     assert "cifar-100-python.tar.gz" in line
     assert "put it into" in line
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."),
+        RuntimeError("CUDA out of memory. Tried to allocate 9 GiB."),
+    ],
+)
+def test_too_little_memory_is_told_in_a_line(
+    error: Exception, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(typer.Exit), cli._clear_errors():
+        raise error
+    assert capsys.readouterr().err == "permafrost: this machine has too little memory for that\n"
+
+
+def test_a_fault_of_the_program_is_not_hidden() -> None:
+    with pytest.raises(RuntimeError, match="a fault"), cli._clear_errors():
+        raise RuntimeError("a fault")

@@ -3,6 +3,7 @@
 import ast
 import os
 import signal
+import time
 import urllib.request
 from pathlib import Path
 
@@ -11,6 +12,8 @@ import pytest
 from ruamel.yaml import YAML
 
 from permafrost import cells
+from permafrost.errors import InputError
+from permafrost.stages.workspace import open_stage
 from project import REPOSITORY, Project, wait_for
 
 pytestmark = pytest.mark.usefixtures("one_run_for_each_training")
@@ -137,12 +140,24 @@ def test_what_a_killed_dvc_was_copying_is_deleted(project: Project) -> None:
     for name in (*unfinished, *others):
         path = project.folder / name
         path.write_bytes(b"part")
-        if "in-use" not in name:
-            os.utime(path, (0, 0))
+        written = time.time() + 60 if "in-use" in name else 0
+        os.utime(path, (written, written))
     project.run("permafrost", "freeze", "--seed", "0")
     assert not [name for name in unfinished if (project.folder / name).exists()]
     for name in others:
         (project.folder / name).unlink()
+
+
+def test_parameters_that_change_while_a_stage_runs_are_refused(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(project.folder)
+    params = project.folder / "params.yaml"
+    before = params.read_text()
+    changed = "params.yaml: was changed while freeze ran"
+    with pytest.raises(InputError, match=changed), open_stage("freeze", 0):
+        project.change({"train": {"lr": 0.002}})
+    params.write_text(before)
 
 
 def test_stages_watch_the_code_that_they_import() -> None:

@@ -199,6 +199,7 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], Any]:
         with safe_open(path, framework="pt") as file:
             header = json.loads((file.metadata() or {}).get(_HEADER, "{}"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        require(isinstance(header, dict), path, "is not what was written")
         about = header.get("about")
         whole = header.get(_CHECKSUM) == _tensors_checksum(tensors, about)
         require(whole, path, "is not what was written")

@@ -1,6 +1,7 @@
 """The command line: parses, calls, prints."""
 
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,6 +22,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+
+_NO_MEMORY = re.compile("can't allocate memory|out of memory")  # as PyTorch says it
 
 # DVC tells a stage its name, so that dvc.yaml builds no shell command from parameters.
 Seed = Annotated[
@@ -71,7 +74,9 @@ def _clear_errors() -> Iterator[None]:
         where = f"{error.filename}: " if error.filename else ""
         typer.echo(f"permafrost: {where}{error.strerror or error}", err=True)
         raise typer.Exit(2) from None
-    except MemoryError:
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not _NO_MEMORY.search(str(error)):
+            raise
         typer.echo("permafrost: this machine has too little memory for that", err=True)
         raise typer.Exit(2) from None
     except KeyboardInterrupt:

@@ -103,9 +103,7 @@ def test_stop_at_any_moment(tally, rounds, undisturbed, tmp_path):
     with tally("SIGTERM or SIGINT at a random moment of dvc repro") as fault:
         for way, moment in plan(rounds(1, 9), undisturbed.seconds, ways):
             with fault.trial(f"{way}, after {moment:.1f} s"):
-                project = WatchedProject(tmp_path / "project")
-                process = _start(project)
-                time.sleep(moment)
+                project, process = _under_way(tmp_path / "project", moment)
                 _stop(fault, project, process, way, rounds(30, 5))
                 fault.lost(_track_and_recover(project, undisturbed))
             remove(tmp_path / "project")
@@ -128,6 +126,19 @@ def _kill_beginning_workers(project, delay):
     process.kill()
     process.communicate(timeout=60)
     wait_for(lambda: not project.processes(), 60, "the end of the workers")
+
+
+def _under_way(folder, moment):
+    """Return a project and its `dvc repro`, begun so long ago; less, if it had ended by then."""
+    while True:
+        project = WatchedProject(folder)
+        process = _start(project)
+        time.sleep(moment)
+        if process.poll() is None:
+            return project, process
+        process.communicate()
+        remove(folder)
+        moment *= 0.8
 
 
 def _start(project):

@@ -39,7 +39,12 @@ def run() -> None:
         save_json(
             VARIANT_CURVES,
             [
-                {"seed": seed, "epoch": row["epoch"], "task": name[-1], "accuracy": row[name]}
+                {
+                    "seed": seed,
+                    "epoch": row["epoch"],
+                    "task": name.removeprefix("acc_task"),
+                    "accuracy": row[name],
+                }
                 for seed, record in zip(params.seeds, records, strict=True)
                 for row in record["history"]
                 for name in (f"acc_task{task + 1}" for task in range(params.split.tasks))

@@ -186,7 +186,7 @@ def open_stage(stage: str, seed: int | None = None) -> Iterator[Workspace]:
     Raises
     ------
     InputError
-        If params.yaml is wrong, or the code is not this copy's.
+        If params.yaml is wrong or was changed meanwhile, or the code is not this copy's.
     """
     began = time.perf_counter()
     params = read_params()
@@ -195,6 +195,8 @@ def open_stage(stage: str, seed: int | None = None) -> Iterator[Workspace]:
     _refuse_other_code()
     _remove_leftovers()
     yield Workspace(params, prepare_device(params), CellStore(project_root()))
+    if read_params() != params:  # DVC would note what was computed as of the new ones
+        raise InputError(f"{PARAMS}: was changed while {stage} ran; run `dvc repro` again")
     name = stage if seed is None else f"{stage}@{seed}"
     note_seconds("stages", {name: time.perf_counter() - began})
 
