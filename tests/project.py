@@ -14,6 +14,18 @@ from typing import Any
 
 REPOSITORY = Path(__file__).parent.parent
 
+SEED_STAGES = (
+    "split",
+    "train_first",
+    "saliency",
+    "visualize",
+    "rank",
+    "freeze",
+    "consolidate",
+    "train_second",
+)
+STAGES = (*SEED_STAGES, "evaluate", "tune", "sweep", "report")
+
 TINY = {
     "seeds": [0],
     "model": {"arch": "vgg11", "width": 0.05},
@@ -29,6 +41,11 @@ TINY = {
     "tune": {"freeze": [{"pct": 0.5}]},
     "runtime": {"threads": 1, "device": "cpu"},
 }
+
+
+def command_of(stage: str) -> list[str]:
+    """Return the command of a stage, of the first seed where there are several."""
+    return ["permafrost", stage, *(["--seed", "0"] if stage in SEED_STAGES else [])]
 
 
 class Project:

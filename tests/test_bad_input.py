@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from permafrost import cli
 from permafrost.cli import app
 from permafrost.data import cifar
-from project import Project
+from project import STAGES, Project, command_of
 
 
 @pytest.fixture(scope="module")
@@ -57,19 +57,8 @@ def test_parameters(project: Project, change: dict[str, object], words: list[str
 
 def test_parameters_are_checked_by_every_stage(project: Project) -> None:
     project.change({"freeze": {"pct": 1.5}})
-    for stage in (
-        "split",
-        "train_first",
-        "saliency",
-        "visualize",
-        "rank",
-        "freeze",
-        "consolidate",
-        "train_second",
-    ):
-        assert "freeze.pct" in refusal(stage, "--seed", "0")
-    for stage in ("evaluate", "tune", "sweep", "report"):
-        assert "freeze.pct" in refusal(stage)
+    for stage in STAGES:
+        assert "freeze.pct" in refusal(*command_of(stage)[1:])
 
 
 def test_missing_params_file(project: Project) -> None:

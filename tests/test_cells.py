@@ -170,9 +170,10 @@ def test_fresh_ignores_what_is_stored(store, monkeypatch):
         return Outcome({"row": {"acc": 0.75}}, {"weight": torch.zeros(3)}, 0.0)
 
     assert store.obtain(REQUEST, other)["row"] == {"acc": 0.75}
-    monkeypatch.delenv("PERMAFROST_FRESH")
     assert given == [None]
-    assert store.obtain(REQUEST, never)["row"] == {"acc": 0.75}
+    for off in ("", "0"):
+        monkeypatch.setenv("PERMAFROST_FRESH", off)
+        assert store.obtain(REQUEST, never)["row"] == {"acc": 0.75}
 
 
 def test_fresh_forgets_what_was_stored(store, monkeypatch):
@@ -888,6 +889,29 @@ def test_the_key_of_a_third_task_changes_with_how_it_is_ranked(make_sequence):
         )
     }
     assert len(keys) == 4
+
+
+def test_the_key_changes_with_the_code_of_ones_own_metric(make_sequence, tmp_path, monkeypatch):
+    """Also with what it imports of its package, where filters are ranked anew by it."""
+    package = tmp_path / "own_metrics"
+    package.mkdir()
+    helper = package / "helper.py"
+    helper.write_text("WEIGHT = 1.0\n")
+    (package / "score.py").write_text(
+        "from own_metrics.helper import WEIGHT\n"
+        "from permafrost.ranking import map_metric\n\n"
+        "@map_metric(higher_is_better=True)\n"
+        "def score(saliency, filters):\n    return WEIGHT * filters\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    spec = dataclasses.replace(FREEZE, metric="own_metrics.score:score")
+    for tasks, count in ((3, 2), (2, 1)):
+        inputs = CellInputs(make_sequence(tasks=tasks), "tasks", {}, "first", unread)
+        keys = set()
+        for weight in (1.0, 2.0):
+            helper.write_text(f"WEIGHT = {weight}\n")
+            keys.add(key_of(spec, inputs, split={"tasks": tasks}))
+        assert len(keys) == count
 
 
 def test_keys_are_for_all_requests_alike():

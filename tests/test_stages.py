@@ -13,6 +13,9 @@ from ruamel.yaml import YAML
 
 from permafrost import cells
 from permafrost.errors import InputError
+from permafrost.plan import sweep_cells
+from permafrost.stages.cell_pool import train_cells
+from permafrost.stages.tune import read_choices
 from permafrost.stages.workspace import open_stage
 from project import REPOSITORY, Project, wait_for
 
@@ -115,6 +118,20 @@ def test_gc_waits_for_trainings_that_are_under_way(project: Project) -> None:
     assert store.stored_keys() == stored
 
 
+@pytest.mark.parametrize(
+    "name", ["train_first/0.json", "train_second/0.json", "tune.json", "sweep.json"]
+)
+def test_gc_waits_for_results_that_are_missing(project: Project, name: str) -> None:
+    """As of a sweep that was stopped: what it has trained is named nowhere yet."""
+    path = project.folder / "metrics" / name
+    whole = path.read_bytes()
+    path.unlink()
+    stored = project.cells()
+    assert f"metrics/{name}: not found" in project.run("permafrost", "gc", "--yes", code=2)
+    assert project.cells() == stored
+    path.write_bytes(whole)
+
+
 def test_a_seed_that_is_none_of_them(project: Project) -> None:
     output = project.run("permafrost", "split", "--seed", "99", code=2)
     assert output == "permafrost: --seed: 99 is none of seeds: 0\n"
@@ -158,6 +175,35 @@ def test_parameters_that_change_while_a_stage_runs_are_refused(
     with pytest.raises(InputError, match=changed), open_stage("freeze", 0):
         project.change({"train": {"lr": 0.002}})
     params.write_text(before)
+
+
+@pytest.mark.parametrize("name", ["src/permafrost/data/batches.py", "custom/centre_distance.py"])
+def test_code_that_changes_while_a_stage_runs_is_refused(
+    project: Project, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.chdir(project.folder)
+    path = project.folder / name
+    before = path.read_text()
+    folder = "custom" if "custom" in name else "src/permafrost"
+    changed = f"{folder}: was changed while freeze ran"
+    with pytest.raises(InputError, match=changed), open_stage("freeze", 0):
+        path.write_text(before + "# other\n")
+    path.write_text(before)
+
+
+def test_workers_train_by_the_parameters_of_their_stage(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(project.folder)
+    params = project.folder / "params.yaml"
+    before = params.read_text()
+    with open_stage("sweep") as workspace:
+        specs = sweep_cells(workspace.params, read_choices(workspace.params))
+        assert min(workspace.params.sweep.workers, len(specs)) > 1
+        records = train_cells(workspace, specs, "")
+        project.change({"train": {"lr": 0.002}})
+        assert train_cells(workspace, specs, "") == records
+        params.write_text(before)
 
 
 def test_stages_watch_the_code_that_they_import() -> None:

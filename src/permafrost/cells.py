@@ -167,7 +167,7 @@ class CellStore:
         """
         key = request.key
         with self._lock_or_wait(key, request.name):
-            if os.environ.get("PERMAFROST_FRESH"):
+            if os.environ.get("PERMAFROST_FRESH", "0") not in ("", "0"):
                 shutil.rmtree(self.folder / key, ignore_errors=True)
                 return self._train(request, key, train, None, on_epoch)
             stored = self._unless_damaged(self.load, key)

@@ -157,12 +157,12 @@ def track() -> None:
 def gc(
     yes: Annotated[bool, typer.Option("--yes", help="Delete without asking.")] = False,
 ) -> None:
-    """Delete stored trainings that the current parameters do not use."""
+    """Delete stored trainings that no result in metrics/ names."""
     from permafrost.maintenance import delete_cells, unused_cells
 
     with _clear_errors():
         unused = unused_cells()
-        question = f"Delete {len(unused)} trainings that metrics/ does not name?"
+        question = f"Delete {len(unused)} trainings that no result in metrics/ names?"
         if unused and not yes and not typer.confirm(question):
             raise typer.Exit(1)
         typer.echo(delete_cells(unused))

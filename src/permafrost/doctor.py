@@ -88,9 +88,14 @@ def _damaged_artifacts(root: Path) -> Iterator[Path]:
 
 def _damaged_cache(root: Path) -> Iterator[Path]:
     """Look through DVC's cache, where a file's name is the MD5 of its content."""
+    from dvc.exceptions import DvcException
     from dvc.repo import Repo
 
-    for path in sorted(Path(Repo(str(root)).cache.local.path).glob("??/*")):
+    try:
+        cache = Path(Repo(str(root)).cache.local.path)
+    except DvcException as error:  # its configuration is wrong, or git is missing
+        raise InputError(f"DVC: {error}") from None
+    for path in sorted(cache.glob("??/*")):
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "md5").hexdigest()
         if path.parent.name + path.name.removesuffix(".dir") != digest:

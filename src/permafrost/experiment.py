@@ -5,17 +5,19 @@ The bridge from params.yaml to the library: it turns a cell's description into a
 """
 
 import hashlib
-import inspect
 import json
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
+from importlib import import_module
+from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from permafrost.cells import CellRequest, CellStore, Outcome
+from permafrost.artifacts import file_digest
+from permafrost.cells import CellRequest, CellStore, Outcome, code_digest
 from permafrost.data import Batches, TaskSequence
 from permafrost.errors import NotFiniteError
 from permafrost.evaluation import (
@@ -375,7 +377,7 @@ def _cell_request(
         }
         if len(inputs.tasks.tasks) > 2:  # ranked anew, by all that ranking depends on
             identity["explain"] = asdict(explain_config(params))
-            identity["criterion"] = _own_source(spec.metric)
+            identity["criterion"] = _own_code(spec.metric)
     return CellRequest(
         kind=inputs.kind,
         name=spec.name,
@@ -417,13 +419,16 @@ def _dotted(sections: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _own_source(criterion: str) -> str | None:
-    """Return the source of a user's own metric, which the code's digest does not cover."""
+def _own_code(criterion: str) -> list[str] | None:
+    """Hash a user's own metric, which the code's digest does not cover, with all of its package."""
     if ":" not in criterion:
         return None
-    module = inspect.getmodule(get_metric(criterion))
-    assert module is not None
-    return inspect.getsource(module)
+    get_metric(criterion)  # or tell why it cannot be imported
+    package = import_module(criterion.partition(":")[0].partition(".")[0])
+    folders = getattr(package, "__path__", None)
+    if folders is None:
+        return [file_digest(Path(str(package.__file__)))]
+    return [code_digest(Path(folder), [""]) for folder in folders]
 
 
 def _digest(masks: Masks) -> str:

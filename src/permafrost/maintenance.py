@@ -15,6 +15,8 @@ from permafrost.stages.workspace import (
     SWEEP,
     TUNE,
     project_root,
+    read_params,
+    seed_file,
 )
 from permafrost.tracking import CELLS, Tracker, TrackingError, redact
 from permafrost.variants import variant_records
@@ -43,20 +45,22 @@ def unused_cells() -> list[str]:
     Raises
     ------
     InputError
-        If a training is under way: the results are not yet there that name it and others.
+        If a result is missing that would name trainings: a stage is under way or was stopped.
     """
     store = CellStore(project_root())
-    if any(store.is_active(key) for key in store.stored_keys()):
+    stored = store.stored_keys()
+    if any(store.is_active(key) for key in stored):
         raise InputError("a training is under way; run `permafrost gc` once it has ended")
     used: set[str] = set()
-    for path in [SWEEP, *FIRST_RECORDS.glob("*.json"), *SECOND_RECORDS.glob("*.json")]:
-        if path.exists():
+    if stored:
+        seeds = read_params().seeds
+        records = [seed_file(f, s, ".json") for f in (FIRST_RECORDS, SECOND_RECORDS) for s in seeds]
+        for path in [SWEEP, *records]:
             rows: Any = load_record(path)
             used |= {row["key"] for row in (rows if isinstance(rows, list) else [rows])}
-    if TUNE.exists():
         for methods in load_record(TUNE)["heads"].values():
             used |= {trial["key"] for choice in methods.values() for trial in choice["trials"]}
-    return [key for key in store.stored_keys() if key not in used]
+    return [key for key in stored if key not in used]
 
 
 def delete_cells(keys: list[str]) -> str:

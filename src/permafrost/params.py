@@ -63,7 +63,8 @@ def _label(text: str) -> str:
 
 
 def _path(text: str) -> str:
-    if not text or "\0" in text:
+    # A file's name has no half of a surrogate pair.
+    if not text or "\0" in text or any("\ud800" <= letter <= "\udfff" for letter in text):
         raise ValueError(f"must be a folder's path, not {_shown(text)}")
     return text
 
@@ -285,6 +286,9 @@ class Params(_Section):
         return self
 
 
+_SECTIONS = {name for name, section in Params() if isinstance(section, _Section)}
+
+
 def load_params(path: Path) -> Params:
     """Read and validate params.yaml.
 
@@ -337,7 +341,7 @@ def _explain(error: ValidationError) -> str:
     message = first["msg"].removeprefix("Value error, ")
     given = first["input"]
     # A section's own check names the key within the section.
-    within = first["type"] == "value_error" and key in Params.model_fields and key != "seeds"
+    within = first["type"] == "value_error" and key in _SECTIONS
     text = f"{key}{'.' if within else ': '}{message}" if key else message
     return _one_line(text if first["type"] == "value_error" else f"{text}, not {_shown(given)}")
 

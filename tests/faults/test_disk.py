@@ -12,6 +12,7 @@ import pytest
 from permafrost.artifacts import load_record, load_tensors, save_record, save_tasks
 from permafrost.cells import CellRequest, CellStore, Outcome
 from permafrost.errors import InputError
+from project import STAGES, command_of
 from workflow import WatchedProject, check_recovered, disk_usage, remove
 
 MIB = 2**20
@@ -68,27 +69,6 @@ def _fill_and_recover(project, undisturbed, disk, leave):
     project.run("dvc", "repro")
     project.run("permafrost", "track")  # MLflow had no space either
     return check_recovered(project, undisturbed, trainings=2)
-
-
-STAGES = (
-    "split",
-    "train_first",
-    "saliency",
-    "visualize",
-    "rank",
-    "freeze",
-    "consolidate",
-    "train_second",
-    "evaluate",
-    "tune",
-    "sweep",
-    "report",
-)
-OF_ALL_SEEDS = ("evaluate", "tune", "sweep", "report")
-
-
-def command_of(stage: str) -> list[str]:
-    return ["permafrost", stage, *([] if stage in OF_ALL_SEEDS else ["--seed", "0"])]
 
 
 def test_full_disk_in_each_stage(tally, rounds, undisturbed, before_sweep, tmp_path):

@@ -51,7 +51,7 @@ from permafrost.strategies import (
 from permafrost.strategies.reranking import ExplainConfig, rank_network
 from permafrost.tables import accuracy_table
 from permafrost.training import TrainingConfig, TrainingDiverged, cross_entropy, fit
-from project import REPOSITORY, TINY, Project, stages_run
+from project import REPOSITORY, SEED_STAGES, TINY, Project, command_of, stages_run
 
 CPU = torch.device("cpu")
 MILD = TrainingConfig(epochs=1, lr=0.01, batch_size=4)
@@ -730,7 +730,6 @@ def test_splits_that_leave_little(tally):
 
 # The workflow around a training that diverges.
 
-FIRST_STAGES = ("split", "train_first", "saliency", "visualize", "rank", "freeze", "consolidate")
 # Without gradients too, weights grow hundredfold at every step.
 DIVERGING = {"train": {"lr": 10.0, "weight_decay": 10.0}}
 WEAK, STRONG = {"strength": 1.0}, {"strength": 1e12}
@@ -752,9 +751,8 @@ def workflow(tmp_path, monkeypatch):
         yaml.dump(params, Path("params.yaml"))
         output = ""
         for command in commands:
-            seeded = command in (*FIRST_STAGES, "train_second")
             cell_pool._inputs.cache_clear()  # as in a process of its own
-            result = CliRunner().invoke(app, [command, *(["--seed", "0"] if seeded else [])])
+            result = CliRunner().invoke(app, command_of(command)[1:])
             assert result.exit_code == code, result.output
             output += result.output
         return output
@@ -791,7 +789,7 @@ def check_failure(told, folder=Path()):
 def test_a_failed_cell_in_the_workflow(tally, workflow):
     with tally("failed cells in the workflow") as fault:
         with fault.trial("one method diverges"):
-            workflow(*FIRST_STAGES, "train_second", "evaluate", tune={"ewc": [STRONG]})
+            workflow(*SEED_STAGES, "evaluate", tune={"ewc": [STRONG]})
             output = workflow("tune", "sweep")
             assert "train.lr=0.001" in line_of(output, f"{FAILED} failed: task 2: ")
             check_failure(line_of(workflow("report", code=2), "permafrost: "))

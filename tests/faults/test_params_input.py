@@ -296,6 +296,8 @@ BY_HAND: dict[str, tuple[str | bytes, list[str]]] = {
     "an unranked metric of 50,000": (f"freeze: {{metric: {'x' * 50_000}}}", ["freeze.metric"]),
     "a profile of two lines": ('profile: "a\\nb"', ["profile", "printable"]),
     "a profile with an escape sequence": ('profile: "\\e[31m"', ["profile", "printable"]),
+    "a profile that is named": ('profile: ""', ["params.yaml: profile: must be 1 to"]),
+    "half a pair in a path": ('split: {root: "\\ud800"}', ["split.root", "\\ud800"]),
     "an empty profile": ('profile: ""', ["profile", "printable"]),
     "a profile of 50,000 letters": (f"profile: {'x' * 50_000}", ["profile", "200"]),
     "a root with a NUL": ('split: {dataset: cifar10, root: "a\\0"}', ["split.root", "path"]),

@@ -27,7 +27,15 @@ from permafrost import maintenance
 from permafrost.cells import CellRequest, CellStore, Outcome
 from permafrost.errors import InputError
 from permafrost.strategies import Progress
-from permafrost.tracking import EXPERIMENTS, RunRecord, Tracker, TrackingError, redact, tracker
+from permafrost.tracking import (
+    CELLS,
+    EXPERIMENTS,
+    RunRecord,
+    Tracker,
+    TrackingError,
+    redact,
+    tracker,
+)
 from permafrost.training import TrainingState
 from project import wait_for
 
@@ -95,7 +103,7 @@ def runs_of(database):
             points = store.execute(
                 "SELECT key, step, value FROM metrics WHERE run_uuid = ?", (run,)
             )
-            theirs = ("mlflow.", "machine.", "record")
+            theirs = ("mlflow.", "machine.", "record", "project")
             own = {name: value for name, value in tags.items() if not name.startswith(theirs)}
             found.append((own.pop("key"), status, params, own, sorted(points)))
     return sorted(found, key=lambda run: run[0])
@@ -566,6 +574,25 @@ def test_a_run_of_a_stored_cell_that_is_not_whole_is_rewritten(make_root, fresh)
         assert runs_of(root / "mlflow.db") == expected([0])
 
 
+def test_another_copys_training_under_way_is_left(make_root, fresh):
+    server, mine, other = make_root(), make_root(), make_root()
+    shutil.copy(fresh, server / "mlflow.db")
+    make_root.use(f"sqlite:///{server}/mlflow.db")
+    with Tracker(other).live(RunRecord("other", CELLS, "other")):
+        pass  # without an end
+    for root, deleted in ((mine, 0), (other, 1)):
+        assert track(root) == {"written": 0, "deleted": deleted, "kept": 0}
+        assert len(runs_of(server / "mlflow.db")) == 1 - deleted
+
+
+@pytest.mark.parametrize("name", ["a:b", "a b%20c", "ö#", "a?b"])
+def test_any_path_of_a_project(make_root, tmp_path, name):
+    root = make_root() / name
+    root.mkdir()
+    train_cells(root, [0])
+    assert runs_of(root / "mlflow.db") == expected([0])
+
+
 def test_a_run_that_lacks_its_pictures_is_rewritten(make_root, fresh, tmp_path):
     root = make_root()
     shutil.copy(fresh, root / "mlflow.db")
@@ -888,6 +915,7 @@ def test_many_writers_on_a_fresh_database(tally, rounds, make_root):
             "mysql+pymysql://host/db?user=me&password=s3cr3t",
             "mysql+pymysql://host/db?user=me&password=***",
         ),
+        ("https://host/?sv=2026&sig=s3cr3t", "https://host/?sv=***&sig=***"),
         ("postgresql:///db?sslpassword=s3cr3t%21", "postgresql:///db?sslpassword=***"),
         ("sqlite:////home/me@work/mlflow.db", "sqlite:////home/me@work/mlflow.db"),
         ("http://127.0.0.1:5000", "http://127.0.0.1:5000"),
@@ -908,6 +936,9 @@ def test_secrets_are_redacted(uri, shown, monkeypatch):
         "postgresql://user:s3cr3t%2F@host/db",
         "mysql://host/db?password=s3cr3t%2F&x=1",
         "mysql://host/db?x=1&ssl_key=s3cr3t%2F",
+        "https://host/path?api-key=s3cr3t%2F",
+        "https://host/path?v=s3cr3t%2F#top",
+        "postgresql://host/db?x-sig.v2=s3cr3t%2F",
     ],
 )
 def test_fragments_of_a_secret_are_redacted(uri):

@@ -30,7 +30,6 @@ from permafrost.stages.workspace import (
     prepare_device,
     progress_bar,
     project_root,
-    read_params,
     seed_file,
 )
 
@@ -84,7 +83,9 @@ def _records(
         return
     others = set(multiprocessing.active_children())
     context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)
+    pool = ProcessPoolExecutor(
+        workers, mp_context=context, initializer=_start_worker, initargs=(workspace.params,)
+    )
     # The longest first, so that no worker is left alone with one at the end.
     longest = sorted(specs, key=lambda spec: -spec.hyperparameters.get("passes", 0))
     try:
@@ -126,23 +127,21 @@ def _inputs(seed: int) -> CellInputs:
     return cell_inputs(seed)
 
 
-@lru_cache(maxsize=1)
-def _worker_workspace() -> Workspace:
-    params: Params = read_params()
-    return Workspace(params, prepare_device(params), CellStore(project_root()))
+_workspaces: list[Workspace] = []  # a worker's own
 
 
-def _start_worker() -> None:
+def _start_worker(params: Params) -> None:
     parent = multiprocessing.parent_process()
     assert parent
     stop_with_parent(int(parent.pid or 0))
+    _workspaces.append(Workspace(params, prepare_device(params), CellStore(project_root())))
 
 
 def _obtain_in_worker(spec: CellSpec, on_validation: bool) -> dict[str, Any]:
     before = signal.getsignal(signal.SIGTERM)
     stop_on_signals()
     try:
-        return _obtain(_worker_workspace(), spec, on_validation)
+        return _obtain(_workspaces[0], spec, on_validation)
     except KeyboardInterrupt:
         os._exit(1)  # or the pool would hand this worker the next cell
     finally:

@@ -62,6 +62,7 @@ TRADE_OFF_PICTURE = Path("reports/kept_and_learned.png")
 TRADE_OFF_POINTS = Path("reports/plots/kept_and_learned.json")
 TIMINGS = Path("reports/timings.json")
 
+_SOURCE, _CUSTOM = Path("src/permafrost"), Path("custom")
 _OUTPUTS = (TASKS, Path("models"), Path("metrics"), Path("reports"))
 
 
@@ -186,31 +187,39 @@ def open_stage(stage: str, seed: int | None = None) -> Iterator[Workspace]:
     Raises
     ------
     InputError
-        If params.yaml is wrong or was changed meanwhile, or the code is not this copy's.
+        If params.yaml is wrong, the code is not this copy's, or one of them was changed meanwhile.
     """
     began = time.perf_counter()
     params = read_params()
     if seed is not None and seed not in params.seeds:
         raise InputError(f"--seed: {seed} is none of seeds: {', '.join(map(str, params.seeds))}")
     _refuse_other_code()
+    code = _code()
     _remove_leftovers()
     yield Workspace(params, prepare_device(params), CellStore(project_root()))
-    if read_params() != params:  # DVC would note what was computed as of the new ones
-        raise InputError(f"{PARAMS}: was changed while {stage} ran; run `dvc repro` again")
+    # DVC would note what was computed as of the new ones.
+    changed = [PARAMS] if read_params() != params else []
+    changed += [folder for folder, digest in _code().items() if code[folder] != digest]
+    if changed:
+        raise InputError(f"{changed[0]}: was changed while {stage} ran; run `dvc repro` again")
     name = stage if seed is None else f"{stage}@{seed}"
     note_seconds("stages", {name: time.perf_counter() - began})
 
 
 def _refuse_other_code() -> None:
     """Refuse to run other code than DVC sees, as that of a queued copy may be."""
-    here = Path("src/permafrost")
-    if not here.is_dir() or here.samefile(PACKAGE):
+    if not _SOURCE.is_dir() or _SOURCE.samefile(PACKAGE):
         return
-    if code_digest(here, [""]) != code_digest(PACKAGE, [""]):
+    if code_digest(_SOURCE, [""]) != code_digest(PACKAGE, [""]):
         raise InputError(
-            f"{here}: is not the code that runs, which is {PACKAGE}; activate this copy's own "
+            f"{_SOURCE}: is not the code that runs, which is {PACKAGE}; activate this copy's own "
             "environment, or `git add` what is new and queue the experiment again"
         )
+
+
+def _code() -> dict[Path, str]:
+    """Hash the code that DVC sees: the package and the user's own metrics."""
+    return {folder: code_digest(folder, [""]) for folder in (_SOURCE, _CUSTOM)}
 
 
 def _remove_leftovers() -> None:

@@ -6,6 +6,7 @@ import re
 from functools import cache
 from importlib import import_module
 from pathlib import Path
+from urllib.parse import unquote
 
 from permafrost.imports import uncollected
 
@@ -44,7 +45,7 @@ def make_database(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.part")
     part.unlink(missing_ok=True)
-    engine = sqlalchemy.create_engine(f"sqlite:///{part}")
+    engine = sqlalchemy.create_engine(database_uri(part))
     try:
         _initialize_tables(engine)
         engine.dispose()
@@ -60,10 +61,15 @@ def is_database(uri: str) -> bool:
     return bool(re.match(rf"({'|'.join(_SQL)})[+:]", uri))
 
 
+def database_uri(path: Path) -> str:
+    """Return the URI of a SQLite database, whatever letters its path has."""
+    return f"sqlite:///{str(path).replace('%', '%25').replace('?', '%3F')}"
+
+
 def database_file(uri: str) -> Path | None:
     """Return the file of a plain SQLite URI."""
-    found = re.fullmatch("sqlite:///([^:?]+)", uri)
-    return Path(found[1]) if found else None
+    found = re.fullmatch("sqlite:///((?!:memory:|file:)[^?]+)", uri)
+    return Path(unquote(found[1])) if found else None
 
 
 def refuse_other_schema(uri: str) -> None:

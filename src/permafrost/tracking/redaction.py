@@ -24,7 +24,9 @@ def _secrets(uri: str) -> set[str]:
     if account := _ACCOUNT.search(uri):
         user, _, password = account[1].partition(":")
         found |= {password or user, _basic(unquote(user), unquote(password))}
-    found |= set(re.findall(r"[?&]\w*(?:pass|pwd|secret|token|key)\w*=([^&]*)", uri, re.IGNORECASE))
+    # A server's options, such as a gateway's key, may have any name.
+    named = "" if uri.startswith("http") else "(?:pass|pwd|secret|token|key|auth|sig|cred)"
+    found |= set(re.findall(rf"[?&][^=&#]*{named}[^=&#]*=([^&#]*)", uri, re.IGNORECASE))
     return (found | {unquote(secret) for secret in found}) - {""}
 
 

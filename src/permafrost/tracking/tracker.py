@@ -6,6 +6,7 @@ import os
 import re
 import sys
 import time
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import wait
 from contextlib import contextmanager, nullcontext
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from permafrost.processes import begin_to_stop, project_lock
 from permafrost.tracking.database import (
     database_file,
+    database_uri,
     is_database,
     load_mlflow,
     make_database,
@@ -134,7 +136,7 @@ class Tracker:
     @property
     def uri(self) -> str:
         """Where the store is."""
-        return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{self.root / 'mlflow.db'}"
+        return os.environ.get("MLFLOW_TRACKING_URI") or database_uri(self.root / "mlflow.db")
 
     @contextmanager
     def live(self, record: RunRecord) -> Iterator["LiveRun"]:
@@ -172,8 +174,8 @@ class Tracker:
     ) -> dict[str, int]:
         """Make the store equal to the records, one run each, which has ended.
 
-        Runs of other keys stay, except those of trainings that did not come to their end: these
-        are deleted unless ``is_active`` says that their key is being trained now.
+        Runs of other keys stay, except those of this project's trainings that did not come to their
+        end: these are deleted unless ``is_active`` says that their key is being trained now.
 
         Returns
         -------
@@ -350,12 +352,21 @@ class Tracker:
 
         for run in self._runs(record.experiment, f"tags.key = '{record.key}'"):
             self._connect().delete_run(run.info.run_id)
+        tags = record.all_tags | {"project": self._project()}
         run = self._connect().create_run(
-            self._experiment(record.experiment), run_name=record.name, tags=record.all_tags
+            self._experiment(record.experiment), run_name=record.name, tags=tags
         )
         params = [Param(name, str(value)) for name, value in record.params.items()]
         self._connect().log_batch(run.info.run_id, params=params)
         return str(run.info.run_id)
+
+    def _project(self) -> str:
+        """Return the random name by which this copy of the project knows its own runs."""
+        path = self.root / ".permafrost" / "project"
+        with project_lock(self.root, "project"):
+            if not path.exists() or not path.read_text():  # empty after a full disk
+                path.write_text(uuid.uuid4().hex)
+            return path.read_text()
 
     def _rewrite(self, record: RunRecord) -> None:
         run_id = self._start(record)
@@ -405,9 +416,11 @@ class Tracker:
                 self._rewrite(record)
                 counts["written"] += 1
                 counts["deleted"] += len(found)
+        mine = self._project()  # others may train beside it, into the same server
         for key, found in runs.items():
             for run in found:
-                if key and not _is_whole(run) and not is_active(key) and self._is_left(run):
+                unfinished = not _is_whole(run) and run.data.tags.get("project") == mine
+                if unfinished and not is_active(key) and self._is_left(run):
                     self._connect().delete_run(run.info.run_id)
                     counts["deleted"] += 1
         return counts
