@@ -8,9 +8,10 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from importlib.machinery import ExtensionFileLoader
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import NoReturn
+from types import FrameType
 
 from filelock import FileLock
 
@@ -59,11 +60,21 @@ def begin_to_stop() -> None:
             signal.signal(number, signal.SIG_IGN)
 
 
-def _interrupt(number: int, frame: object) -> NoReturn:
+def _interrupt(number: int, frame: FrameType | None) -> None:
     # Again and again until it is heard: Python drops what is raised while it collects garbage.
-    del number, frame
+    del number
     signal.setitimer(signal.ITIMER_REAL, _REPEAT)
-    raise KeyboardInterrupt
+    if not _loads_extension(frame):
+        raise KeyboardInterrupt
+
+
+def _loads_extension(frame: FrameType | None) -> bool:
+    """Return whether compiled code is imported now: some, as Triton's, aborts if interrupted."""
+    while frame:
+        if issubclass(type(frame.f_locals.get("self")), ExtensionFileLoader):
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _tell_unless_interrupted(dropped: "sys.UnraisableHookArgs") -> None:

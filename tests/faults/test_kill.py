@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
+from importlib.util import find_spec
 
 import psutil
 import pytest
@@ -283,6 +284,40 @@ def test_further_signals_do_not_disturb_a_stop(way):
         process.send_signal(another)
     output, _ = process.communicate(timeout=60)
     assert (output, process.returncode) == ("stopped\n", 0)
+
+
+# Stops itself while Triton's library makes its enumerations, from which no exception comes back.
+_STOP_IN_AN_IMPORT = """
+import os, signal, sys, time
+from importlib.machinery import ExtensionFileLoader
+import torch
+from permafrost.processes import stop_on_signals
+
+def loads(frame):
+    return frame and (isinstance(frame.f_locals.get("self"), ExtensionFileLoader)
+                      or loads(frame.f_back))
+
+def stop_in_an_enumeration(frame, event, arg):
+    if frame.f_code.co_filename.endswith("enum.py") and loads(frame):
+        sys.setprofile(None)
+        print("begun", flush=True)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+stop_on_signals()
+sys.setprofile(stop_in_an_enumeration)
+try:
+    import triton
+    time.sleep(30)
+except KeyboardInterrupt:
+    print("stopped")
+"""
+
+
+@pytest.mark.skipif(not find_spec("triton"), reason="PyTorch came without Triton")
+def test_a_stop_while_compiled_code_is_imported():
+    command = [sys.executable, "-c", _STOP_IN_AN_IMPORT]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert (result.stdout, result.stderr) == ("begun\nstopped\n", "")
 
 
 def test_an_interrupt_that_python_drops_is_raised_again():
