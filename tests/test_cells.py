@@ -4,15 +4,15 @@ import dataclasses
 import json
 import multiprocessing
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-import permafrost
 from permafrost import cells, experiment
 from permafrost.artifacts import file_digest, load_tensors, save_record, save_tasks, save_tensors
-from permafrost.cells import CellRequest, Outcome, code_digest, run_record
+from permafrost.cells import CellRequest, Outcome, run_record
 from permafrost.errors import InputError, NotFiniteError
 from permafrost.evaluation import Accuracy
 from permafrost.experiment import (
@@ -26,6 +26,8 @@ from permafrost.experiment import (
 from permafrost.machine import fingerprint, machine_identity
 from permafrost.params import Params
 from permafrost.plan import CellSpec, grids, method_cell, sweep_cells
+from permafrost.ranking import metrics
+from permafrost.source import PACKAGE, TRAINING_CODE, training_digest
 from permafrost.strategies import KNOWLEDGE, STRATEGIES, Progress
 from permafrost.training import TrainingState
 
@@ -802,7 +804,7 @@ def test_the_key_changes_with_the_inputs(inputs, monkeypatch):
     joint = make_joint(0, "shared", 1)
     keys += [key_of(make_joint(0, "shared", passes), inputs, None) for passes in (1, 2)]
     with monkeypatch.context() as patch:
-        patch.setattr(cells, "_CODE", "other code")
+        patch.setattr(cells, "TRAINING_CODE", "other code")
         keys.append(key_of(FREEZE, inputs))
     with monkeypatch.context() as patch:
         patch.setattr(torch, "get_num_threads", lambda: 64)
@@ -910,7 +912,13 @@ def test_the_key_changes_with_the_code_of_ones_own_metric(make_sequence, tmp_pat
         keys = set()
         for weight in (1.0, 2.0):
             helper.write_text(f"WEIGHT = {weight}\n")
-            keys.add(key_of(spec, inputs, split={"tasks": tasks}))
+            metrics._imported.cache_clear()  # as in a new process
+            for name in [name for name in sys.modules if name.startswith("own_metrics")]:
+                monkeypatch.delitem(sys.modules, name)
+            key = key_of(spec, inputs, split={"tasks": tasks})
+            helper.write_text("WEIGHT = 3.0  # not what runs\n")
+            assert key_of(spec, inputs, split={"tasks": tasks}) == key
+            keys.add(key)
         assert len(keys) == count
 
 
@@ -925,34 +933,32 @@ def test_keys_are_for_all_requests_alike():
     assert dataclasses.replace(REQUEST, name="other", params={}).key == REQUEST.key
 
 
-def test_the_code_digest_is_of_the_library(tmp_path):
+def test_the_training_digest_is_of_the_library(tmp_path):
     package = tmp_path / "permafrost"
-    shutil.copytree(
-        Path(permafrost.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__")
-    )
-    digest = code_digest(package)
-    assert digest == cells._CODE
+    shutil.copytree(PACKAGE, package, ignore=shutil.ignore_patterns("__pycache__"))
+    digest = training_digest(package)
+    assert digest == TRAINING_CODE
     floors = ("data", "models", "explain", "ranking", "freezing", "training", "evaluation")
     for floor in (*floors, "strategies"):
         path = next((package / floor).glob("[a-z]*.py"))
         content = path.read_text()
         path.write_text(content + "\n# changed\n")
-        assert code_digest(package) != digest, floor
+        assert training_digest(package) != digest, floor
         path.write_text(content)
     for name in ("seeding.py", "experiment.py", "strategies/learner.py"):
         content = (package / name).read_text()
         (package / name).write_text(content + "\n")
-        assert code_digest(package) != digest, name
+        assert training_digest(package) != digest, name
         (package / name).write_text(content)
-    assert code_digest(package) == digest
+    assert training_digest(package) == digest
     (package / "models" / "new.py").write_text("")
-    assert code_digest(package) != digest
+    assert training_digest(package) != digest
     (package / "models" / "new.py").unlink()
     for name in ("cli.py", "plan.py", "tables.py", "stages/tune.py", "tracking/tracker.py"):
         (package / name).write_text("changed")
     (package / "models" / "__pycache__").mkdir()
     (package / "models" / "__pycache__" / "vgg.pyc").write_text("changed")
-    assert code_digest(package) == digest
+    assert training_digest(package) == digest
 
 
 def test_machine_identity():

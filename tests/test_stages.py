@@ -11,9 +11,11 @@ import psutil
 import pytest
 from ruamel.yaml import YAML
 
-from permafrost import cells
+from permafrost import cells, source
+from permafrost.artifacts import load_record, save_record
 from permafrost.errors import InputError
 from permafrost.plan import sweep_cells
+from permafrost.stages import cell_pool
 from permafrost.stages.cell_pool import train_cells
 from permafrost.stages.tune import read_choices
 from permafrost.stages.workspace import open_stage
@@ -106,6 +108,11 @@ def test_gc_deletes_only_unused_trainings(project: Project) -> None:
     used |= {
         project.read(f"metrics/{stage}/0.json")["key"] for stage in ("train_first", "train_second")
     }
+    dropped = project.folder / "metrics/train_first/7.json"  # of a seed that is none any more
+    save_record(dropped, {"key": sorted(project.cells() - used)[0]})
+    project.run("permafrost", "gc", "--yes")
+    assert project.cells() == used | {load_record(dropped)["key"]}
+    dropped.unlink()
     project.run("permafrost", "gc", "--yes")
     assert project.cells() == used
 
@@ -185,6 +192,38 @@ def test_what_changes_while_a_stage_runs_is_refused(
     path.write_text(before)
 
 
+def test_what_changes_while_a_stage_is_imported_is_refused(
+    project: Project, tmp_path: Path
+) -> None:
+    """Its own file is read before torch is."""
+    path = project.folder / "src/permafrost/stages/freeze.py"
+    before = path.read_text()
+    (tmp_path / "sitecustomize.py").write_text(
+        "import sys\n\n"
+        "class Editor:\n"
+        "    def find_spec(self, name, path, target=None):\n"
+        "        if name == 'torch':\n"
+        f"            open({str(path)!r}, 'a').write('# edited')\n\n"
+        "sys.meta_path.insert(0, Editor())\n"
+    )
+    code = f"{tmp_path}:{project.folder}/src"
+    output = project.run("permafrost", "freeze", "--seed", "0", code=2, PYTHONPATH=code)
+    path.write_text(before)
+    assert output.startswith("permafrost: src/permafrost: was changed while freeze ran")
+
+
+def test_workers_of_other_code_than_their_stage_are_refused(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(project.folder)
+    changed = "src/permafrost: was changed while its stage ran"
+    with open_stage("sweep") as workspace:
+        specs = sweep_cells(workspace.params, read_choices(workspace.params))
+        monkeypatch.setattr(cell_pool, "PACKAGE_CODE", "what the stage has imported")
+        with pytest.raises(InputError, match=changed):
+            train_cells(workspace, specs, "")
+
+
 def test_workers_train_by_the_parameters_of_their_stage(
     project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -208,10 +247,10 @@ def test_stages_watch_the_code_that_they_import() -> None:
         modules = [node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
         parts = {str(module).split(".")[1] for module in modules if "permafrost." in str(module)}
         watched = {dep.removeprefix("src/permafrost/").split("/")[0] for dep in stage["deps"]}
-        for part in (Path(part).stem for part in cells._LIBRARY):
+        for part in (Path(part).stem for part in source._TRAINING):
             assert part not in parts or part in {Path(dep).stem for dep in watched}, (name, part)
         if name in ("train_second", "tune", "sweep"):
-            assert {*cells._LIBRARY, "custom"} <= watched
+            assert {*source._TRAINING, "custom"} <= watched
 
 
 def test_ui_opens_on_the_right_store(project: Project) -> None:

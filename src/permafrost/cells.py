@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -19,7 +19,6 @@ from typing import Any, TypeVar
 from filelock import FileLock, Timeout
 from torch import Tensor
 
-import permafrost
 from permafrost.artifacts import (
     file_digest,
     load_record,
@@ -33,23 +32,11 @@ from permafrost.errors import DamagedError
 from permafrost.evaluation import Accuracy
 from permafrost.machine import fingerprint, machine_tags
 from permafrost.processes import project_lock
+from permafrost.source import TRAINING_CODE
 from permafrost.strategies import Progress
 from permafrost.tracking import CELLS, FIRST_TASKS, TRIALS, LiveRun, RunRecord, Tracker
 from permafrost.training import TrainingState, part_of
 
-# What a training depends on; the rest only decides which trainings to ask for.
-_LIBRARY = (
-    "data",
-    "models",
-    "explain",
-    "ranking",
-    "freezing",
-    "training",
-    "evaluation",
-    "strategies",
-    "seeding.py",
-    "experiment.py",
-)
 _RESULT, _CHECKPOINT = "cell.json", "checkpoint.safetensors"
 _MODEL, _KEPT = "model.safetensors", "kept.safetensors"
 _UNLOGGED = "unlogged"  # beside a whole cell: its run in MLflow may not have ended
@@ -110,23 +97,9 @@ class CellRequest:
     @property
     def key(self) -> str:
         """Return the cell's key, 32 hexadecimal digits."""
-        whole = {"kind": self.kind, "identity": self.identity, "code": _CODE}
+        whole = {"kind": self.kind, "identity": self.identity, "code": TRAINING_CODE}
         text = json.dumps(whole, sort_keys=True, allow_nan=False)
         return hashlib.sha256(text.encode()).hexdigest()[:32]
-
-
-def code_digest(package: Path, parts: Iterable[str] = _LIBRARY) -> str:
-    """Hash the code in a package's folder, by default whatever could change a training's result."""
-    digest = hashlib.sha256()
-    for part in parts:
-        files = [package / part] if part.endswith(".py") else (package / part).rglob("*.py")
-        for path in sorted(files):
-            digest.update(f"{path.relative_to(package)}\0".encode() + path.read_bytes() + b"\0")
-    return digest.hexdigest()
-
-
-PACKAGE = Path(permafrost.__file__).parent
-_CODE = code_digest(PACKAGE)  # of what is imported now, whatever becomes of the files
 
 
 class CellStore:

@@ -9,15 +9,12 @@ import json
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
-from importlib import import_module
-from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from permafrost.artifacts import file_digest
-from permafrost.cells import CellRequest, CellStore, Outcome, code_digest
+from permafrost.cells import CellRequest, CellStore, Outcome
 from permafrost.data import Batches, TaskSequence
 from permafrost.errors import NotFiniteError
 from permafrost.evaluation import (
@@ -34,7 +31,7 @@ from permafrost.machine import machine_identity
 from permafrost.models import TaskNetwork, build_network
 from permafrost.params import Params
 from permafrost.plan import CellSpec
-from permafrost.ranking import frozen_mask, get_metric
+from permafrost.ranking import frozen_mask, own_code
 from permafrost.strategies import (
     INTEGRAL,
     RETRAIN,
@@ -377,7 +374,7 @@ def _cell_request(
         }
         if len(inputs.tasks.tasks) > 2:  # ranked anew, by all that ranking depends on
             identity["explain"] = asdict(explain_config(params))
-            identity["criterion"] = _own_code(spec.metric)
+            identity["criterion"] = own_code(spec.metric)
     return CellRequest(
         kind=inputs.kind,
         name=spec.name,
@@ -417,18 +414,6 @@ def _dotted(sections: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         for prefix, section in sections.items()
         for name, value in section.items()
     }
-
-
-def _own_code(criterion: str) -> list[str] | None:
-    """Hash a user's own metric, which the code's digest does not cover, with all of its package."""
-    if ":" not in criterion:
-        return None
-    get_metric(criterion)  # or tell why it cannot be imported
-    package = import_module(criterion.partition(":")[0].partition(".")[0])
-    folders = getattr(package, "__path__", None)
-    if folders is None:
-        return [file_digest(Path(str(package.__file__)))]
-    return [code_digest(Path(folder), [""]) for folder in folders]
 
 
 def _digest(masks: Masks) -> str:

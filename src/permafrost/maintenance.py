@@ -53,9 +53,9 @@ def unused_cells() -> list[str]:
         raise InputError("a training is under way; run `permafrost gc` once it has ended")
     used: set[str] = set()
     if stored:
-        seeds = read_params().seeds
-        records = [seed_file(f, s, ".json") for f in (FIRST_RECORDS, SECOND_RECORDS) for s in seeds]
-        for path in [SWEEP, *records]:
+        folders, seeds = (FIRST_RECORDS, SECOND_RECORDS), read_params().seeds
+        wanted = {SWEEP, *(seed_file(folder, s, ".json") for folder in folders for s in seeds)}
+        for path in sorted(wanted.union(*(folder.glob("*.json") for folder in folders))):
             rows: Any = load_record(path)
             used |= {row["key"] for row in (rows if isinstance(rows, list) else [rows])}
         for methods in load_record(TUNE)["heads"].values():

@@ -98,6 +98,18 @@ def test_stop_in_the_sweep(tally, rounds, undisturbed, before_sweep, tmp_path, w
             remove(tmp_path / "project")
 
 
+def test_kill_while_dvc_notes(tally, rounds, undisturbed, before_sweep, tmp_path):
+    """In the middle of .dvc/tmp/rwlock (JSON), of an entry of the run cache, of dvc.lock."""
+    moments = ["json:2", "yaml:1", "yaml:2", "json:1", "json:9", "yaml:3", "yaml:4"]
+    with tally("kill -9 while DVC writes a note of its own") as fault:
+        for moment in moments[: rounds(3, 7)]:
+            with fault.trial(moment):
+                project = before_sweep.copy(tmp_path / "project")
+                project.run("dvc", "repro", code=-signal.SIGKILL, KILL_AT=moment)
+                fault.lost(check_recovered(project, undisturbed, trainings=0))
+            remove(tmp_path / "project")
+
+
 def test_stop_at_any_moment(tally, rounds, undisturbed, tmp_path):
     """SIGTERM and Ctrl-C to all processes, and SIGTERM to DVC alone, which tells nobody."""
     ways = (signal.SIGINT, signal.SIGTERM, None)

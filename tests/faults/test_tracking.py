@@ -585,6 +585,35 @@ def test_another_copys_training_under_way_is_left(make_root, fresh):
         assert len(runs_of(server / "mlflow.db")) == 1 - deleted
 
 
+def test_another_copys_run_of_the_same_training_is_left(make_root, fresh):
+    server, mine, other = make_root(), make_root(), make_root()
+    shutil.copy(fresh, server / "mlflow.db")
+    train_cells(mine, [0])
+    make_root.use(f"sqlite:///{server}/mlflow.db")
+    during = []
+
+    def between(epoch):
+        if not during:
+            assert track(mine) == {"written": 1, "deleted": 0, "kept": 0}
+            during.append(runs_of(server / "mlflow.db"))
+
+    train_cells(other, [0], between)
+    assert sorted(status for _, status, *_ in during[0]) == ["FINISHED", "RUNNING"]
+    for root in (mine, other):
+        assert track(root) == {"written": 0, "deleted": 0, "kept": 1}
+    assert [run[:2] for run in runs_of(server / "mlflow.db")] == [(request(0).key, "FINISHED")] * 2
+
+
+def test_all_runs_of_the_projects_own_database_are_its(make_root, fresh):
+    """Also those begun under another name, before .permafrost was deleted."""
+    root = make_root()
+    shutil.copy(fresh, root / "mlflow.db")
+    with Tracker(root).live(RunRecord("old", CELLS, "old")):
+        pass  # without an end
+    shutil.rmtree(root / ".permafrost")
+    assert track(root) == {"written": 0, "deleted": 1, "kept": 0}
+
+
 @pytest.mark.parametrize("name", ["a:b", "a b%20c", "ö#", "a?b"])
 def test_any_path_of_a_project(make_root, tmp_path, name):
     root = make_root() / name

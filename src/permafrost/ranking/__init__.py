@@ -38,6 +38,7 @@ from permafrost.ranking.metrics import (
     evaluate_metric,
     get_metric,
     map_metric,
+    own_code,
 )
 from permafrost.ranking.relevance import FilterRelevance
 from permafrost.ranking.responses import RESPONSES, filter_responses
@@ -64,5 +65,6 @@ __all__ = [
     "needs_maps",
     "network_evidence",
     "order_filters",
+    "own_code",
     "score_filters",
 ]

@@ -6,9 +6,13 @@ maps that are min-max rescaled one by one, work in float64 and return float32, s
 of a sum's last bits does not decide between filters that are equal.
 """
 
+import hashlib
 import importlib
 import math
 from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from types import ModuleType
 from typing import Protocol, cast
 
 import numpy as np
@@ -17,6 +21,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from permafrost.errors import InputError, NotFiniteError
+from permafrost.source import code_digest
 
 SSIM_WINDOW = 11
 SSIM_SIGMA = 1.5
@@ -342,7 +347,7 @@ def get_metric(name: str) -> MapMetric:
         raise InputError(f"metric '{name}' is unknown: use one of {known}, or module:function")
     module_name, _, function_name = name.partition(":")
     try:
-        module = importlib.import_module(module_name)
+        module, _ = _imported(module_name)
     except (Exception, SystemExit) as error:
         # A user's module may fail in any way while it is imported; each is an unusable input.
         reason = " ".join(f"{type(error).__name__}: {error}".split())
@@ -360,6 +365,43 @@ def get_metric(name: str) -> MapMetric:
             "decorate it with map_metric(higher_is_better=True) or (higher_is_better=False)"
         )
     return cast(MapMetric, metric)
+
+
+def own_code(name: str) -> list[str] | None:
+    """Return hashes of the code of a user's own metric, with all of its package.
+
+    Parameters
+    ----------
+    name : str
+        As for :func:`get_metric`.
+
+    Returns
+    -------
+    digests : list of str
+        Of each of the package's folders, as they were when the metric was first imported; None for
+        a metric of ``METRICS``.
+
+    Raises
+    ------
+    InputError
+        As by :func:`get_metric`.
+    """
+    get_metric(name)
+    if name in METRICS:
+        return None
+    _, digests = _imported(name.partition(":")[0])
+    return digests
+
+
+@cache
+def _imported(module_name: str) -> tuple[ModuleType, list[str]]:
+    """Import a user's module, and hash its package now: what runs is this, whatever is edited."""
+    module = importlib.import_module(module_name)
+    package = importlib.import_module(module_name.partition(".")[0])
+    if hasattr(package, "__path__"):
+        return module, [code_digest(Path(folder)) for folder in package.__path__]
+    file = getattr(package, "__file__", None)  # None of what is built into Python
+    return module, [hashlib.sha256(Path(file).read_bytes()).hexdigest()] if file else []
 
 
 def evaluate_metric(metric: MapMetric, filter_maps: Tensor, class_maps: Tensor) -> Tensor:

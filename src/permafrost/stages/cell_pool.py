@@ -22,14 +22,17 @@ from permafrost.processes import (
     stop_on_signals,
     stop_with_parent,
 )
+from permafrost.source import PACKAGE_CODE
 from permafrost.stages.workspace import (
     FIRST,
     KNOWLEDGE,
+    SOURCE,
     TASKS,
     Workspace,
     prepare_device,
     progress_bar,
     project_root,
+    refuse_changed,
     seed_file,
 )
 
@@ -90,7 +93,9 @@ def _records(
     longest = sorted(specs, key=lambda spec: -spec.hyperparameters.get("passes", 0))
     try:
         with deaf_children():
-            futures = {pool.submit(_obtain_in_worker, s, on_validation): s for s in longest}
+            futures = {
+                pool.submit(_obtain_in_worker, s, on_validation, PACKAGE_CODE): s for s in longest
+            }
         for future in as_completed(futures):
             yield futures[future], future.result()
     except BrokenProcessPool:
@@ -137,10 +142,11 @@ def _start_worker(params: Params) -> None:
     _workspaces.append(Workspace(params, prepare_device(params), CellStore(project_root())))
 
 
-def _obtain_in_worker(spec: CellSpec, on_validation: bool) -> dict[str, Any]:
+def _obtain_in_worker(spec: CellSpec, on_validation: bool, code: str) -> dict[str, Any]:
     before = signal.getsignal(signal.SIGTERM)
     stop_on_signals()
     try:
+        refuse_changed(SOURCE, "its stage", code != PACKAGE_CODE)  # a worker imports it anew
         return _obtain(_workspaces[0], spec, on_validation)
     except KeyboardInterrupt:
         os._exit(1)  # or the pool would hand this worker the next cell

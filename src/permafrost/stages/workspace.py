@@ -30,13 +30,14 @@ from permafrost.artifacts import (
     save_record,
     write_atomically,
 )
-from permafrost.cells import PACKAGE, CellStore, code_digest
+from permafrost.cells import CellStore
 from permafrost.errors import InputError
 from permafrost.experiment import new_network
 from permafrost.explain import conv_layers
 from permafrost.models import TaskNetwork
 from permafrost.params import Params, load_params
 from permafrost.processes import project_lock
+from permafrost.source import PACKAGE, PACKAGE_CODE, code_digest
 
 PARAMS = Path("params.yaml")
 TASKS = Path("data/tasks")
@@ -62,7 +63,7 @@ TRADE_OFF_PICTURE = Path("reports/kept_and_learned.png")
 TRADE_OFF_POINTS = Path("reports/plots/kept_and_learned.json")
 TIMINGS = Path("reports/timings.json")
 
-_SOURCE, _CUSTOM = Path("src/permafrost"), Path("custom")
+SOURCE, _CUSTOM = Path("src/permafrost"), Path("custom")
 _OUTPUTS = (TASKS, Path("models"), Path("metrics"), Path("reports"))
 
 
@@ -190,36 +191,40 @@ def open_stage(stage: str, seed: int | None = None) -> Iterator[Workspace]:
         If params.yaml is wrong, the code is not this copy's, or one of them was changed meanwhile.
     """
     began = time.perf_counter()
+    custom = code_digest(_CUSTOM)
     params = read_params()
     if seed is not None and seed not in params.seeds:
         raise InputError(f"--seed: {seed} is none of seeds: {', '.join(map(str, params.seeds))}")
-    _refuse_other_code()
-    code = _code()
+    _refuse_other_code(stage)
     _remove_leftovers()
     yield Workspace(params, prepare_device(params), CellStore(project_root()))
     # DVC would note what was computed as of the new ones.
-    changed = [PARAMS] if read_params() != params else []
-    changed += [folder for folder, digest in _code().items() if code[folder] != digest]
-    if changed:
-        raise InputError(f"{changed[0]}: was changed while {stage} ran; run `dvc repro` again")
+    refuse_changed(PARAMS, stage, read_params() != params)
+    refuse_changed(SOURCE, stage, _is_other_code())
+    refuse_changed(_CUSTOM, stage, code_digest(_CUSTOM) != custom)
     name = stage if seed is None else f"{stage}@{seed}"
     note_seconds("stages", {name: time.perf_counter() - began})
 
 
-def _refuse_other_code() -> None:
+def refuse_changed(path: Path, stage: str, is_changed: bool) -> None:
+    """Refuse what a stage has computed of a file, or of a folder, that is no longer the same."""
+    if is_changed:
+        raise InputError(f"{path}: was changed while {stage} ran; run `dvc repro` again")
+
+
+def _is_other_code() -> bool:
+    """Return whether DVC sees other code than was imported."""
+    return SOURCE.is_dir() and code_digest(SOURCE) != PACKAGE_CODE
+
+
+def _refuse_other_code(stage: str) -> None:
     """Refuse to run other code than DVC sees, as that of a queued copy may be."""
-    if not _SOURCE.is_dir() or _SOURCE.samefile(PACKAGE):
-        return
-    if code_digest(_SOURCE, [""]) != code_digest(PACKAGE, [""]):
+    if _is_other_code():
+        refuse_changed(SOURCE, stage, SOURCE.samefile(PACKAGE))
         raise InputError(
-            f"{_SOURCE}: is not the code that runs, which is {PACKAGE}; activate this copy's own "
+            f"{SOURCE}: is not the code that runs, which is {PACKAGE}; activate this copy's own "
             "environment, or `git add` what is new and queue the experiment again"
         )
-
-
-def _code() -> dict[Path, str]:
-    """Hash the code that DVC sees: the package and the user's own metrics."""
-    return {folder: code_digest(folder, [""]) for folder in (_SOURCE, _CUSTOM)}
 
 
 def _remove_leftovers() -> None:

@@ -165,7 +165,7 @@ class Tracker:
                 raise
 
     def write(self, record: RunRecord) -> None:
-        """Make the store hold exactly one run of this key, ended, with all of the record."""
+        """Make the store hold one run of this project and key, ended, with all of the record."""
         with self._settled():
             self._attempt(lambda: self._rewrite(record))
 
@@ -174,8 +174,9 @@ class Tracker:
     ) -> dict[str, int]:
         """Make the store equal to the records, one run each, which has ended.
 
-        Runs of other keys stay, except those of this project's trainings that did not come to their
-        end: these are deleted unless ``is_active`` says that their key is being trained now.
+        On a server the runs of other copies of the project stay. So do runs of other keys, but for
+        those of trainings that did not come to their end: these are deleted unless ``is_active``
+        says that their key is being trained now.
 
         Returns
         -------
@@ -350,7 +351,7 @@ class Tracker:
     def _start(self, record: RunRecord) -> str:
         from mlflow.entities import Param
 
-        for run in self._runs(record.experiment, f"tags.key = '{record.key}'"):
+        for run in self._own(self._runs(record.experiment, f"tags.key = '{record.key}'")):
             self._connect().delete_run(run.info.run_id)
         tags = record.all_tags | {"project": self._project()}
         run = self._connect().create_run(
@@ -359,6 +360,13 @@ class Tracker:
         params = [Param(name, str(value)) for name, value in record.params.items()]
         self._connect().log_batch(run.info.run_id, params=params)
         return str(run.info.run_id)
+
+    def _own(self, runs: list["Run"]) -> list["Run"]:
+        """Return those that this copy of the project has begun: others write to the same server."""
+        mine = self._project()
+        all_mine = database_file(self.uri) == self.root / "mlflow.db"
+        keyed = [run for run in runs if "key" in run.data.tags]
+        return [run for run in keyed if all_mine or run.data.tags.get("project") == mine]
 
     def _project(self) -> str:
         """Return the random name by which this copy of the project knows its own runs."""
@@ -406,8 +414,8 @@ class Tracker:
         counts = {"written": 0, "deleted": 0, "kept": 0}
         runs: dict[str, list[Run]] = {}
         for experiment in EXPERIMENTS:
-            for run in self._runs(experiment):
-                runs.setdefault(run.data.tags.get("key", ""), []).append(run)
+            for run in self._own(self._runs(experiment)):
+                runs.setdefault(run.data.tags["key"], []).append(run)
         for record in records:
             found = runs.pop(record.key, [])
             if len(found) == 1 and _holds(found[0], record):
@@ -416,11 +424,9 @@ class Tracker:
                 self._rewrite(record)
                 counts["written"] += 1
                 counts["deleted"] += len(found)
-        mine = self._project()  # others may train beside it, into the same server
         for key, found in runs.items():
             for run in found:
-                unfinished = not _is_whole(run) and run.data.tags.get("project") == mine
-                if unfinished and not is_active(key) and self._is_left(run):
+                if not _is_whole(run) and not is_active(key) and self._is_left(run):
                     self._connect().delete_run(run.info.run_id)
                     counts["deleted"] += 1
         return counts
