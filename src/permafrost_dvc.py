@@ -2,19 +2,26 @@
 
 DVC writes ``dvc.lock`` and ``.dvc/tmp/rwlock`` over the old ones, and what its run cache keeps of a
 stage into the folder where it looks for it. Killed in the middle of that it leaves a part, or an
-empty folder, and no ``dvc repro`` goes on until somebody has mended or deleted it. Python imports
-this module at its start wherever permafrost is installed, as ``permafrost_dvc.pth`` says. Once DVC
-is imported, it writes such a file elsewhere on the same disk, and then moves it to its place.
+empty folder, and no ``dvc repro`` goes on until somebody has mended or deleted it; nor does one if
+the number of a process that was killed is that of any other by now. Python imports this module at
+its start wherever permafrost is installed, as ``permafrost_dvc.pth`` says. Once DVC is imported, it
+writes such a file elsewhere on the same disk and then moves it to its place.
 """
 
+from __future__ import annotations
+
+import errno
 import importlib.util
 import io
 import os
+import re
 import sys
-from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
-from typing import Any, ClassVar
+from types import SimpleNamespace
+
+TYPE_CHECKING = False  # every Python starts with this module: typing would take as long as the rest
+if TYPE_CHECKING:
+    from typing import Any
 
 
 class _Replacement(io.TextIOWrapper):
@@ -35,27 +42,41 @@ class _Replacement(io.TextIOWrapper):
             return
         try:
             super().close()
-            os.replace(self._part, self._path)
+            _move(self._part, self._path)
         finally:
             with suppress(FileNotFoundError):
                 os.unlink(self._part)
 
 
 def _folder(path: str) -> str:
-    """Return where a kill may leave a part: DVC's folder for such files, if on the same disk."""
-    beside = Path(path).parent
-    for folder in (beside, *beside.parents):
-        scratch = folder / ".dvc" / "tmp"
-        if scratch.is_dir() and scratch.stat().st_dev == beside.stat().st_dev:
-            return str(scratch)
-    return str(beside)
+    """Return where a kill may leave a part: DVC's folder for such files, or that of the file."""
+    beside = folder = os.path.dirname(path)
+    while not os.path.isdir(f"{folder}/.dvc"):
+        if folder == os.path.dirname(folder):
+            return beside
+        folder = os.path.dirname(folder)
+    scratch = f"{folder}/.dvc/tmp"
+    return scratch if os.access(scratch, os.W_OK | os.X_OK) else beside
+
+
+def _move(part: str, path: str) -> None:
+    with suppress(OSError):  # there is none yet, or it is another's
+        os.chmod(part, os.stat(path).st_mode)
+    try:
+        os.replace(part, path)
+    except OSError as error:
+        if error.errno not in (errno.EXDEV, errno.EBUSY):
+            raise
+        # Another disk, or mounted by itself: as DVC writes it.
+        with open(part, "rb") as whole, open(path, "wb") as file:
+            file.write(whole.read())
 
 
 def _open(path: Any, mode: str = "r", encoding: str | None = None, **_: Any) -> Any:
     """Open as DVC does, but write text into a replacement."""
     if mode in ("w", "w+"):
         return _Replacement(os.fspath(path), encoding)
-    return open(path, mode=mode, encoding=encoding)
+    return open(path, mode=mode, encoding=None if "b" in mode else encoding)
 
 
 def _patch_file_system(module: Any) -> None:
@@ -67,28 +88,44 @@ def _patch_serialization(module: Any) -> None:
 
 
 def _patch_run_cache(module: Any) -> None:
-    load = module.StageCache._load
+    """Pass over what is no entry: a part, or None of an empty folder."""
+    load = module.StageCache._load_cache
 
-    def load_if_any(self: Any, stage: Any) -> Any:
-        key = module._get_stage_hash(stage)
-        folder = self._get_cache_dir(key) if key else ""
-        return None if os.path.isdir(folder) and not os.listdir(folder) else load(self, stage)
+    def load_entry(self: Any, key: str, value: str | None) -> Any:
+        return load(self, key, value) if value and re.fullmatch("[0-9a-f]{64}", value) else None
 
-    module.StageCache._load = load_if_any
+    module.StageCache._load_cache = load_entry
+
+
+def _patch_lock(module: Any) -> None:
+    """Take a process for the one that holds a lock only if it is another that runs DVC."""
+    psutil = module.psutil
+
+    def runs_dvc(pid: int) -> bool:
+        try:
+            return pid != os.getpid() and "dvc" in " ".join(psutil.Process(pid).cmdline())
+        except psutil.NoSuchProcess:
+            return False
+        except psutil.Error:  # another user's
+            return True
+
+    module.psutil = SimpleNamespace(pid_exists=runs_dvc)
+
+
+_PATCHES = {
+    "dvc_objects.fs.local": _patch_file_system,
+    "dvc.utils.serialize._common": _patch_serialization,
+    "dvc.stage.cache": _patch_run_cache,
+    "dvc.rwlock": _patch_lock,
+}
 
 
 class _Finder:
     """Finds DVC's modules that read and write notes, and patches them once they are imported."""
 
-    patches: ClassVar[dict[str, Callable[[Any], None]]] = {
-        "dvc_objects.fs.local": _patch_file_system,
-        "dvc.utils.serialize._common": _patch_serialization,
-        "dvc.stage.cache": _patch_run_cache,
-    }
-
-    @classmethod
-    def find_spec(cls, name: str, path: Any = None, target: Any = None) -> Any:
-        patch = cls.patches.pop(name, None)
+    @staticmethod
+    def find_spec(name: str, path: Any = None, target: Any = None) -> Any:
+        patch = _PATCHES.pop(name, None)
         if patch is None:
             return None
         spec = importlib.util.find_spec(name)

@@ -26,7 +26,7 @@ from permafrost.experiment import (
 from permafrost.machine import fingerprint, machine_identity
 from permafrost.params import Params
 from permafrost.plan import CellSpec, grids, method_cell, sweep_cells
-from permafrost.ranking import metrics
+from permafrost.ranking import metrics, own_code
 from permafrost.source import PACKAGE, TRAINING_CODE, training_digest
 from permafrost.strategies import KNOWLEDGE, STRATEGIES, Progress
 from permafrost.training import TrainingState
@@ -922,6 +922,15 @@ def test_the_key_changes_with_the_code_of_ones_own_metric(make_sequence, tmp_pat
         assert len(keys) == count
 
 
+def test_a_metric_that_changes_while_it_is_imported_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "restless.py").write_text(
+        "from pathlib import Path\n\nPath(__file__).write_text('score = None')\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(InputError, match=r"cannot be imported \(RuntimeError: it was changed"):
+        own_code("restless:score")
+
+
 def test_keys_are_for_all_requests_alike():
     assert len(REQUEST.key) == 32
     assert set(REQUEST.key) <= set("0123456789abcdef")
@@ -954,6 +963,7 @@ def test_the_training_digest_is_of_the_library(tmp_path):
     (package / "models" / "new.py").write_text("")
     assert training_digest(package) != digest
     (package / "models" / "new.py").unlink()
+    (package / "models" / ".#vgg.py").symlink_to("nowhere")  # as editors leave
     for name in ("cli.py", "plan.py", "tables.py", "stages/tune.py", "tracking/tracker.py"):
         (package / name).write_text("changed")
     (package / "models" / "__pycache__").mkdir()

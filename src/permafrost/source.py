@@ -26,7 +26,8 @@ def code_digest(folder: Path, parts: Iterable[str] = ("",)) -> str:
     digest = hashlib.sha256()
     for part in parts:
         files = [folder / part] if part.endswith(".py") else (folder / part).rglob("*.py")
-        for path in sorted(files):
+        # An editor may leave a link to nowhere, such as .#cli.py.
+        for path in sorted(file for file in files if file.is_file()):
             digest.update(f"{path.relative_to(folder)}\0".encode() + path.read_bytes() + b"\0")
     return digest.hexdigest()
 

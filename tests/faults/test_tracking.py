@@ -604,9 +604,11 @@ def test_another_copys_run_of_the_same_training_is_left(make_root, fresh):
     assert [run[:2] for run in runs_of(server / "mlflow.db")] == [(request(0).key, "FINISHED")] * 2
 
 
-def test_all_runs_of_the_projects_own_database_are_its(make_root, fresh):
+@pytest.mark.parametrize("uri", [None, "sqlite:///mlflow.db"])
+def test_all_runs_of_the_projects_own_database_are_its(make_root, fresh, monkeypatch, uri):
     """Also those begun under another name, before .permafrost was deleted."""
-    root = make_root()
+    root = make_root(uri)
+    monkeypatch.chdir(root)
     shutil.copy(fresh, root / "mlflow.db")
     with Tracker(root).live(RunRecord("old", CELLS, "old")):
         pass  # without an end

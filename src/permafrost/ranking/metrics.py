@@ -7,7 +7,7 @@ of a sum's last bits does not decide between filters that are equal.
 """
 
 import hashlib
-import importlib
+import importlib.util
 import math
 from collections.abc import Callable
 from functools import cache
@@ -395,13 +395,22 @@ def own_code(name: str) -> list[str] | None:
 
 @cache
 def _imported(module_name: str) -> tuple[ModuleType, list[str]]:
-    """Import a user's module, and hash its package now: what runs is this, whatever is edited."""
+    """Import a user's module; return it and the hash of its package, whatever becomes of that."""
+    package = module_name.partition(".")[0]
+    digests = _package_digests(package)
     module = importlib.import_module(module_name)
-    package = importlib.import_module(module_name.partition(".")[0])
-    if hasattr(package, "__path__"):
-        return module, [code_digest(Path(folder)) for folder in package.__path__]
-    file = getattr(package, "__file__", None)  # None of what is built into Python
-    return module, [hashlib.sha256(Path(file).read_bytes()).hexdigest()] if file else []
+    if _package_digests(package) != digests:
+        raise RuntimeError("it was changed meanwhile")
+    return module, digests
+
+
+def _package_digests(name: str) -> list[str]:
+    spec = importlib.util.find_spec(name)
+    if spec is None or not (spec.submodule_search_locations or spec.has_location):
+        return []  # there is none, or Python has it built in
+    if spec.submodule_search_locations:
+        return [code_digest(Path(folder)) for folder in spec.submodule_search_locations]
+    return [hashlib.sha256(Path(str(spec.origin)).read_bytes()).hexdigest()]
 
 
 def evaluate_metric(metric: MapMetric, filter_maps: Tensor, class_maps: Tensor) -> Tensor:

@@ -363,8 +363,8 @@ class Tracker:
 
     def _own(self, runs: list["Run"]) -> list["Run"]:
         """Return those that this copy of the project has begun: others write to the same server."""
-        mine = self._project()
-        all_mine = database_file(self.uri) == self.root / "mlflow.db"
+        mine, file = self._project(), database_file(self.uri)
+        all_mine = file is not None and file.resolve() == (self.root / "mlflow.db").resolve()
         keyed = [run for run in runs if "key" in run.data.tags]
         return [run for run in keyed if all_mine or run.data.tags.get("project") == mine]
 
