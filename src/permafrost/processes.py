@@ -61,11 +61,19 @@ def begin_to_stop() -> None:
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
-    # Again and again until it is heard: Python drops what is raised while it collects garbage.
     del number
+    left, _ = signal.getitimer(signal.ITIMER_REAL)
+    if 0 < left <= _REPEAT:
+        return  # another one now could break off what the first has begun to end
+    # Again and again until it is heard: Python drops what is raised while it collects garbage.
     signal.setitimer(signal.ITIMER_REAL, _REPEAT)
-    if not _loads_extension(frame):
+    if not (_is_in_with(frame) or _loads_extension(frame)):
         raise KeyboardInterrupt
+
+
+def _is_in_with(frame: FrameType | None) -> bool:
+    """Return whether a block of `with` begins or ends: interrupted there, it would not be left."""
+    return frame is not None and frame.f_code.co_filename == contextmanager.__code__.co_filename
 
 
 def _loads_extension(frame: FrameType | None) -> bool:

@@ -229,6 +229,29 @@ def test_stopped_while_its_run_ends(undisturbed, tmp_path):
     check_recovered(project, undisturbed, trainings=0)
 
 
+def test_a_second_signal_before_the_first_is_heard(undisturbed, tmp_path):
+    """As a worker of the sweep gets one by the stop of all, and one from its stage."""
+    project = WatchedProject(tmp_path / "project")
+    project.run("dvc", "repro", "split")
+    script = (
+        "import os, signal, sys\n"
+        "from permafrost.cli import app\n"
+        "from permafrost.tracking import Tracker, tracker\n"
+        "def signalled(function):\n"
+        "    def call(*arguments):\n"
+        "        os.kill(os.getpid(), signal.SIGTERM)\n"
+        "        return function(*arguments)\n"
+        "    return call\n"
+        "tracker.LiveRun.log = signalled(tracker.LiveRun.log)\n"
+        "tracker.begin_to_stop = signalled(tracker.begin_to_stop)\n"
+        "sys.argv[1:] = ['train_first', '--seed', '0']\n"
+        "app()\n"
+    )
+    project.run(sys.executable, "-c", script, code=130)
+    assert project.statuses() == {"KILLED": 1}
+    check_recovered(project, undisturbed, trainings=1)
+
+
 def test_a_worker_killed_while_the_pool_ends(before_sweep, tmp_path):
     """When all is trained; the worker that waits for work holds a lock that others wait for."""
     project = before_sweep.copy(tmp_path / "project")
@@ -330,6 +353,48 @@ def test_a_stop_while_compiled_code_is_imported():
     command = [sys.executable, "-c", _STOP_IN_AN_IMPORT]
     result = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert (result.stdout, result.stderr) == ("begun\nstopped\n", "")
+
+
+_STOP_AROUND_WITH = """
+import os, signal
+from contextlib import contextmanager
+from threading import Timer
+from permafrost import processes
+
+processes._REPEAT = 0.01  # seconds: blocks of `with` are all that there is here
+begun = ended = 0
+
+@contextmanager
+def block():
+    global begun, ended
+    begun += 1
+    try:
+        yield
+    except KeyboardInterrupt:
+        ended += 1
+        raise
+    else:
+        ended += 1
+
+for delay in range(100):
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    processes.stop_on_signals()
+    try:
+        Timer(delay / 1e4, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        while True:
+            with block():
+                pass
+    except KeyboardInterrupt:
+        processes.begin_to_stop()
+        signal.setitimer(signal.ITIMER_REAL, 0)
+print(begun - ended)
+"""
+
+
+def test_a_stop_where_a_block_of_with_begins_or_ends():
+    command = [sys.executable, "-c", _STOP_AROUND_WITH]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert (result.stdout, result.stderr) == ("0\n", "")
 
 
 def test_an_interrupt_that_python_drops_is_raised_again():
