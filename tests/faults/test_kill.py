@@ -207,36 +207,40 @@ def test_killed_between_the_result_and_the_end_of_its_run(undisturbed, tmp_path,
     check_recovered(project, undisturbed, trainings=0)
 
 
-def test_stopped_while_its_run_ends(undisturbed, tmp_path):
-    """A signal while MLflow is waited for must not leave the run in RUNNING."""
-    project = WatchedProject(tmp_path / "project")
+def _stop_itself(folder, patch):
+    """Return a project whose first training was patched to send itself signals, and stopped."""
+    project = WatchedProject(folder)
     project.run("dvc", "repro", "split")
     script = (
         "import os, signal, sys, time\n"
         "from permafrost.cli import app\n"
-        "from permafrost.tracking import Tracker\n"
+        "from permafrost.tracking import Tracker, tracker\n"
+        f"{patch}"
+        "sys.argv[1:] = ['train_first', '--seed', '0']\n"
+        "app()\n"
+    )
+    project.run(sys.executable, "-c", script, code=130)
+    return project
+
+
+def test_stopped_while_its_run_ends(undisturbed, tmp_path):
+    """A signal while MLflow is waited for must not leave the run in RUNNING."""
+    patch = (
         "def finish(*arguments):\n"
         "    os.kill(os.getpid(), signal.SIGTERM)\n"
         "    time.sleep(0.5)\n"
         "    end(*arguments)\n"
         "end = Tracker._finish\n"
         "Tracker._finish = finish\n"
-        "sys.argv[1:] = ['train_first', '--seed', '0']\n"
-        "app()\n"
     )
-    project.run(sys.executable, "-c", script, code=130)
+    project = _stop_itself(tmp_path / "project", patch)
     assert project.statuses() == {"FINISHED": 1}
     check_recovered(project, undisturbed, trainings=0)
 
 
 def test_a_second_signal_before_the_first_is_heard(undisturbed, tmp_path):
     """As a worker of the sweep gets one by the stop of all, and one from its stage."""
-    project = WatchedProject(tmp_path / "project")
-    project.run("dvc", "repro", "split")
-    script = (
-        "import os, signal, sys\n"
-        "from permafrost.cli import app\n"
-        "from permafrost.tracking import Tracker, tracker\n"
+    patch = (
         "def signalled(function):\n"
         "    def call(*arguments):\n"
         "        os.kill(os.getpid(), signal.SIGTERM)\n"
@@ -244,10 +248,8 @@ def test_a_second_signal_before_the_first_is_heard(undisturbed, tmp_path):
         "    return call\n"
         "tracker.LiveRun.log = signalled(tracker.LiveRun.log)\n"
         "tracker.begin_to_stop = signalled(tracker.begin_to_stop)\n"
-        "sys.argv[1:] = ['train_first', '--seed', '0']\n"
-        "app()\n"
     )
-    project.run(sys.executable, "-c", script, code=130)
+    project = _stop_itself(tmp_path / "project", patch)
     assert project.statuses() == {"KILLED": 1}
     check_recovered(project, undisturbed, trainings=1)
 
