@@ -481,9 +481,9 @@ def test_resnet18():
             assert not torch.equal(before[name][~mask], after[name][~mask]), name
 
 
-def test_a_batch_norm_of_other_channels_does_not_belong_to_the_convolution():
+def test_a_batch_norm_behind_a_relu_does_not_belong_to_the_convolution():
     model = nn.Sequential(
-        nn.Conv2d(3, 4, 1), nn.ReLU(), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 1), nn.BatchNorm2d(5)
+        nn.Conv2d(3, 4, 1), nn.ReLU(), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 1), nn.ReLU()
     )
     assert batch_norm_after(model) == {}
 

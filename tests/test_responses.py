@@ -434,7 +434,7 @@ def test_bn_gamma_without_batch_norm():
     partly = small_network()
     partly[5] = nn.Identity()
     without_gamma = small_network()
-    without_gamma[5] = nn.BatchNorm2d(6, affine=False)
+    without_gamma[5] = nn.BatchNorm2d(6, affine=False).double()
     for model, layer in ((small_network(batch_norm=False), 0), (partly, 4), (without_gamma, 4)):
         with pytest.raises(InputError, match=f"'bn_gamma' needs a BatchNorm .* layer {layer} has"):
             score_filters("bn_gamma", network_evidence(model, 0))

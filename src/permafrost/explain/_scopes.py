@@ -1,4 +1,4 @@
-"""What every explanation needs: a model put in eval mode for the length of a `with` block."""
+"""What every explanation needs of a model, for the length of a `with` block."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -6,17 +6,11 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from permafrost.models.scopes import measuring
+
 
 @contextmanager
 def explaining(model: nn.Module) -> Iterator[None]:
-    """Eval mode and gradient recording; each module's own training flag is put back on leaving."""
-    flags = [(module, module.training) for module in model.modules()]
-    try:
-        # Flags are set one by one: `model.train(flag)` would flatten a mix of train and eval.
-        for module, _ in flags:
-            module.training = False
-        with torch.enable_grad():
-            yield
-    finally:
-        for module, flag in flags:
-            module.training = flag
+    """Within the block the model is measured (see `measuring`) and gradients are recorded."""
+    with measuring(model), torch.enable_grad():
+        yield

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -14,28 +13,32 @@ from permafrost.freezing.layers import (
     PartlyFrozenConv2d,
 )
 from permafrost.freezing.weights import StandIn, standing_in
+from permafrost.models.units import trace_flow
 
 FilterMasks = Mapping[str, Tensor]
 
 
-def batch_norm_after(model: nn.Module) -> dict[str, str]:
-    """Name the BatchNorm that follows each convolution.
+def batch_norm_after(model: nn.Module, images: Tensor | None = None) -> dict[str, str]:
+    """Name the norm that follows each convolution: the one whose input is its output.
+
+    Parameters
+    ----------
+    model, images
+        As for :func:`permafrost.models.units.trace_flow`.
 
     Returns
     -------
     dict of str to str
-        Convolution name to BatchNorm name, for each ``Conv2d`` that is registered directly before a
-        ``BatchNorm2d`` of as many channels (as in torchvision's VGG, ResNet, DenseNet's first layer
-        and others).
+        Convolution name to norm name, in the order in which the convolutions run; without those
+        that no norm follows.
+
+    Raises
+    ------
+    ValueError
+        If no images are given and the network runs on none that were tried.
     """
-    leaves = [(name, layer) for name, layer in model.named_modules() if not any(layer.children())]
-    return {
-        name: next_name
-        for (name, module), (next_name, following) in pairwise(leaves)
-        if isinstance(module, nn.Conv2d)
-        and isinstance(following, nn.BatchNorm2d)
-        and following.num_features == module.out_channels
-    }
+    flow = trace_flow(model, images)
+    return {conv: norms[0] for conv, norms in flow.norms.items() if norms}
 
 
 @contextmanager

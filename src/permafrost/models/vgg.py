@@ -66,6 +66,11 @@ class TaskNetwork(nn.Module):
         self.features = features
         self.heads = nn.ModuleList(nn.Linear(channels, classes_per_task) for _ in range(tasks))
 
+    def forward(self, images: Tensor) -> Tensor:
+        """Map images (N, 3, H, W) to the logits of all heads side by side, (N, T * C)."""
+        logits: Tensor = self.view("expanding", 0, len(self.heads))(images)
+        return logits
+
     def view(self, head: Head, task: int, seen: int) -> nn.Sequential:
         """Return the plain classifier of one task; it shares all its parameters with the network.
 
