@@ -116,7 +116,7 @@ def test_accuracy_per_class(offset, batch_size):
     found = accuracy(model, batches, 3, offset=offset, batch_size=batch_size)
     assert found.overall == pytest.approx(4 / 7)
     assert found.per_class == pytest.approx((0.75, 0.5, 0.0))
-    assert not model.training
+    assert model.training
 
 
 def test_accuracy_without_the_offset_is_wrong_everywhere():

@@ -91,11 +91,9 @@ def _gpu() -> str:
 
 
 def _determinism() -> str:
-    cudnn = torch.backends.cudnn
+    # How float32 is multiplied is not among them: every stage sets that itself.
     switches = {
         "deterministic_algorithms": torch.are_deterministic_algorithms_enabled(),
-        "cudnn.benchmark": cudnn.benchmark,
-        "cudnn.allow_tf32": cudnn.allow_tf32,
-        "float32_matmul_precision": torch.get_float32_matmul_precision(),
+        "cudnn.benchmark": torch.backends.cudnn.benchmark,
     }
     return " ".join(f"{name}={value}" for name, value in switches.items())

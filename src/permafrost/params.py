@@ -121,7 +121,7 @@ class Train(_Section):
     batch_size: int = Field(64, ge=2, le=65_536)
     flip: bool = False
     padding: int = Field(4, ge=0, le=64)
-    precision: Literal["float32", "bfloat16", "auto"] = "float32"
+    precision: Literal["float32", "tf32", "bfloat16", "auto"] = "float32"
 
 
 class Saliency(_Section):
@@ -260,6 +260,14 @@ class Params(_Section):
             raise ValueError(
                 f"train.padding: with {self.train.padding} a crop can miss the image; allowed: "
                 f"less than split.image_size, {self.split.image_size}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _precision_fits(self) -> "Params":
+        if self.train.precision == "tf32" and self.runtime.device == "cpu":
+            raise ValueError(
+                "train.precision: tf32 needs a GPU; allowed on a CPU: float32, bfloat16, auto"
             )
         return self
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from permafrost.data import Batches
 from permafrost.errors import NotFiniteError
-from permafrost.models import Head, TaskNetwork
+from permafrost.models import Head, TaskNetwork, measuring
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ def accuracy(
     Parameters
     ----------
     model : nn.Module
-        Maps images (N, 3, H, W) to logits; measured in eval mode, and left so.
+        Maps images (N, 3, H, W) to logits; measured in eval mode and true float32 or longer.
     batches : Batches
         Images with labels 0 .. classes - 1; at least one.
     classes : int
@@ -55,11 +55,11 @@ def accuracy(
     """
     if not len(batches):
         raise ValueError("there are no images to measure the accuracy on")
-    model.eval()
     correct = torch.zeros(classes, dtype=torch.int64)
     count = torch.zeros(classes, dtype=torch.int64)
     for images, labels in batches.ordered(batch_size):
-        logits = model(images)
+        with measuring(model):
+            logits = model(images)
         if not torch.isfinite(logits).all():
             raise NotFiniteError("a logit is not finite")
         hits = (logits.argmax(1) == labels + offset).cpu()

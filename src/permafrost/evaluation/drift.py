@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from permafrost.data import Batches
 from permafrost.errors import NotFiniteError
+from permafrost.models import measuring
 
 
 @torch.no_grad()
@@ -47,8 +48,6 @@ def response_drift(
     NotFiniteError
         If a response is not finite; names the layer.
     """
-    before.eval()
-    after.eval()
     change: dict[str, Tensor] = {}
     size: dict[str, Tensor] = {}
     for images, _ in batches.ordered(batch_size):
@@ -89,7 +88,7 @@ def _energy(response: Tensor) -> Tensor:
 
 
 def _responses(model: nn.Module, images: Tensor, layers: list[str]) -> dict[str, Tensor]:
-    with _recording(model, layers) as responses:
+    with measuring(model), _recording(model, layers) as responses:
         model(images)
     return responses
 

@@ -291,6 +291,7 @@ def _assumptions(params: Params) -> list[str]:
                 f"- BatchNorm: {'after every convolution' if model.batch_norm else 'none'}",
                 f"- momentum: {train.momentum}",
                 f"- batch size: {train.batch_size}",
+                f"- precision of training: {train.precision}",
                 f"- head: {' and '.join(params.sweep.heads)}, side by side",
                 f"- how a filter's picture becomes one map: {params.visualize.heat_map}",
                 f"- frozen BatchNorm: {params.freeze.batch_norm}",

@@ -7,6 +7,8 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.nn import functional as F
 
+from permafrost.models import measuring
+
 # Gradients of so many numbers at once: a batch of images is split accordingly.
 _NUMBERS_AT_ONCE = 1.5e7
 
@@ -22,7 +24,7 @@ def fisher_diagonal(
     Parameters
     ----------
     model : nn.Module
-        Maps images (N, 3, H, W) to logits (N, C); run in eval mode and left so.
+        Maps images (N, 3, H, W) to logits (N, C); run in eval mode, true float32 or longer.
     images_by_batches : iterable of (Tensor, Tensor)
         Images, normalised; their labels are not read.
     names : iterable of str
@@ -38,7 +40,6 @@ def fisher_diagonal(
     ValueError
         If there are no images.
     """
-    model.eval()
     values = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     values = {name: value.detach() for name, value in values.items()}
     wanted = {name: values.pop(name) for name in names}
@@ -53,12 +54,13 @@ def fisher_diagonal(
     count = 0
     for images, _ in images_by_batches:
         for part in images.split(chunk):
-            with torch.no_grad():
-                probabilities = model(part).softmax(dim=1)
-            for label, weights in enumerate(probabilities.T):
-                target = torch.tensor(label, device=part.device)
-                for name, values_ in gradients(wanted, part, target).items():
-                    sums[name] += torch.tensordot(weights, values_.square(), dims=1)
+            with measuring(model):
+                with torch.no_grad():
+                    probabilities = model(part).softmax(dim=1)
+                for label, weights in enumerate(probabilities.T):
+                    target = torch.tensor(label, device=part.device)
+                    for name, values_ in gradients(wanted, part, target).items():
+                        sums[name] += torch.tensordot(weights, values_.square(), dims=1)
             count += len(part)
     if count == 0:
         raise ValueError("no images")

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from permafrost.errors import NotFiniteError
+from permafrost.models import measuring
 from permafrost.strategies.base import Guard, Lesson, Memory, Phase, Strategy
 from permafrost.strategies.old_heads import old_logits
 from permafrost.training import Batch
@@ -90,12 +91,13 @@ def teacher_memory(lesson: Lesson) -> Memory:
     NotFiniteError
         If an answer is not finite.
     """
-    network, learned = lesson.network.eval(), lesson.learned + 1
+    network, learned = lesson.network, lesson.learned + 1
     body = lesson.view(0)[:-1]
-    answers = [
-        old_logits(network, lesson.head, learned, body(images))
-        for images, _ in lesson.batches(learned).ordered(256)
-    ]
+    with measuring(network):
+        answers = [
+            old_logits(network, lesson.head, learned, body(images))
+            for images, _ in lesson.batches(learned).ordered(256)
+        ]
     teacher = torch.cat(answers).cpu()
     if not torch.isfinite(teacher).all():
         raise NotFiniteError("the old network's answers are not finite")

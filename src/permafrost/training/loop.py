@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from permafrost.data import Batches
 from permafrost.errors import NotFiniteError
 from permafrost.training.optimizers import OptimizerName, build_optimizer
-from permafrost.training.precision import Precision, computing_in
+from permafrost.training.precision import Precision, computing_in, float32_of
 
 
 @dataclass(frozen=True)
@@ -88,8 +88,8 @@ class TrainingConfig:
         Whether images are flipped at random.
     padding : int
         Zero padding, in pixels, of the random crops; 0 for none.
-    precision : {"float32", "bfloat16"}
-        What the network computes in while it is trained; it is measured in float32.
+    precision : {"float32", "tf32", "bfloat16"}
+        What the network computes in while it is trained; it is measured in true float32.
     """
 
     epochs: int = 10
@@ -260,14 +260,15 @@ def train_epoch(
     total_loss, total_correct, count = 0.0, 0, 0
     for batch in steps:
         optimizer.zero_grad(set_to_none=True)
-        with computing_in(config.precision, batch.images.device):
-            loss, logits, labels = objective(model, batch)
-        loss.backward()  # type: ignore[no-untyped-call]
-        if observer:
-            observer.before_step()
-        optimizer.step()
-        if observer:
-            observer.after_step()
+        with float32_of(config.precision):
+            with computing_in(config.precision, batch.images.device):
+                loss, logits, labels = objective(model, batch)
+            loss.backward()  # type: ignore[no-untyped-call]
+            if observer:
+                observer.before_step()
+            optimizer.step()
+            if observer:
+                observer.after_step()
         batch_loss = loss.item()
         if not math.isfinite(batch_loss):
             raise TrainingDiverged(
