@@ -29,6 +29,7 @@ from permafrost.explain import (
 )
 from permafrost.params import Params
 from permafrost.stages import saliency as stage
+from permafrost.strategies import reranking
 
 CLASSES = 5
 DECOMPOSED = ("fullgrad", "smooth_fullgrad")
@@ -609,7 +610,7 @@ def test_the_stages_maps_differ_by_method(run_stage):
 
 
 def test_the_stage_refuses_incomplete_terms(run_stage, monkeypatch):
-    monkeypatch.setattr(stage, "COMPLETENESS_BOUND", 0)
-    with pytest.raises(stage.IncompleteSaliency, match=r"smooth_fullgrad's terms miss"):
+    monkeypatch.setattr(reranking, "COMPLETENESS_BOUND", 0)
+    with pytest.raises(reranking.IncompleteSaliency, match=r"smooth_fullgrad's terms miss"):
         run_stage("smooth_fullgrad")
     run_stage("gradcam")

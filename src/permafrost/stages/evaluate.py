@@ -22,7 +22,7 @@ from permafrost.variants import store_variant
 def summarise(rows: list[dict[str, Any]], params: Params) -> dict[str, Any]:
     """Return the mean and the 95% interval of each measure, and a row for each seed."""
     tasks = [f"acc_task{task + 1}" for task in range(params.split.tasks)]
-    measures = [*tasks, "acc_task1_before", "acc_mean", "forgetting"]
+    measures = ["acc_task1_before", *tasks, "acc_mean", "forgetting"]
     summary: dict[str, Any] = {
         name: asdict(confidence_interval([row[name] for row in rows])) for name in measures
     }
@@ -53,5 +53,6 @@ def run() -> None:
         )
         shown = shown_params(params, variant_spec(params, params.seeds[0]), workspace.device)
         store_variant(workspace.store, params, summary, shown)
-        for name in ("acc_task1_before", "acc_task1", "acc_task2", "acc_mean", "forgetting"):
-            print(f"{name:17} {percent(Interval(**summary[name]))}")
+        for name, measured in summary.items():
+            if name != "seeds":
+                print(f"{name:17} {percent(Interval(**measured))}")

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from permafrost.artifacts import load_tasks, save_tensors
 from permafrost.data import Batches, LabeledImages
-from permafrost.explain import class_saliency, is_piecewise_linear, saliency_maps
+from permafrost.experiment import explain_config
+from permafrost.explain import saliency_maps
 from permafrost.pictures import draw_saliency
 from permafrost.stages.workspace import (
     SALIENCY,
@@ -17,15 +18,9 @@ from permafrost.stages.workspace import (
     progress_bar,
     seed_file,
 )
+from permafrost.strategies.reranking import BATCH_SIZE, explain_classes
 
-# Relative to the sum of the terms' absolute values, in float32.
-COMPLETENESS_BOUND = 1e-4
 EXAMPLES_PER_CLASS = 4
-BATCH_SIZE = 64
-
-
-class IncompleteSaliency(RuntimeError):
-    """The terms of a decomposition do not add up to the logit: the maps cannot be trusted."""
 
 
 def run(seed: int) -> None:
@@ -35,7 +30,8 @@ def run(seed: int) -> None:
         task = sequence.tasks[0]
         model = workspace.first_network(seed).view("shared", 0, 1)
         batches = Batches(task.train, sequence.normalization, workspace.device)
-        method, reading = workspace.params.saliency.method, workspace.params.saliency.reading
+        config = explain_config(workspace.params)
+        method, reading = config.method, config.reading
         with progress_bar(f"saliency, seed {seed}", len(batches)) as advance:
 
             def shown() -> Iterator[tuple[Tensor, Tensor]]:
@@ -43,14 +39,8 @@ def run(seed: int) -> None:
                     yield images, labels
                     advance(len(labels))
 
-            result = class_saliency(
-                model, shown(), len(task.classes), method=method, reading=reading
-            )
+            result = explain_classes(model, shown(), len(task.classes), config)
         error = result.completeness
-        if error is not None and error > COMPLETENESS_BOUND and is_piecewise_linear(model):
-            raise IncompleteSaliency(
-                f"{method}'s terms miss the logit by {error:.1e}, more than {COMPLETENESS_BOUND}"
-            )
         save_tensors(
             seed_file(SALIENCY, seed),
             {"maps": result.maps},

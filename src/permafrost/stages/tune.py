@@ -63,8 +63,10 @@ def _choose(workspace: Workspace, head: Head) -> dict[str, Choice]:
             continue
         specs = [_trial(workspace.params, name, head, chosen | {name: hyper}) for hyper in grid]
         records = train_cells(workspace, specs, f"trials of {name}", on_validation=True)
+        tasks = [f"acc_task{task + 1}" for task in range(workspace.params.split.tasks)]
+        shown = ["key", *tasks, "acc_mean"]
         trials = [
-            {"hyper": hyper} | {key: records[spec]["row"].get(key) for key in _MEASURES}
+            {"hyper": hyper} | {key: records[spec]["row"].get(key) for key in shown}
             for spec, hyper in zip(specs, grid, strict=True)
         ]
         done = [trial for trial in trials if trial["acc_mean"] is not None]
@@ -73,9 +75,6 @@ def _choose(workspace: Workspace, head: Head) -> dict[str, Choice]:
         best = max(done, key=lambda trial: trial["acc_mean"])  # the first of equals
         choices[name] = {"chosen": best["hyper"], "trials": trials}
     return choices
-
-
-_MEASURES = ("key", "acc_task1", "acc_task2", "acc_mean")
 
 
 def _trial(params: Params, name: str, head: Head, chosen: dict[str, dict[str, float]]) -> CellSpec:

@@ -4,7 +4,7 @@ The stages of the workflow take the same steps one by one and keep what lies bet
 or later task they are taken here.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 import torch
@@ -12,11 +12,13 @@ from torch import Tensor, nn
 
 from permafrost.data import Batches, Normalization
 from permafrost.explain import (
+    ClassSaliency,
     Reading,
     Reduction,
     class_saliency,
     conv_layers,
     heat_maps,
+    is_piecewise_linear,
     start_image,
     visualize_filters,
 )
@@ -32,6 +34,12 @@ from permafrost.ranking import (
 )
 
 BATCH_SIZE = 64
+# Relative to the sum of the terms' absolute values, in float32.
+COMPLETENESS_BOUND = 1e-4
+
+
+class IncompleteSaliency(RuntimeError):
+    """The terms of a decomposition do not add up to the logit: the maps cannot be trusted."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +73,42 @@ class ExplainConfig:
     heat_map: Reduction = "change"
     aggregate: str = "union"
     reverse: bool = False
+
+
+def explain_classes(
+    model: nn.Module,
+    images_by_batches: Iterable[tuple[Tensor, Tensor]],
+    classes: int,
+    config: ExplainConfig,
+) -> ClassSaliency:
+    """Average the saliency maps of each class, and check that they are whole.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The classifier.
+    images_by_batches : iterable of (Tensor, Tensor)
+        As for :func:`class_saliency`.
+    classes : int
+        C.
+    config : ExplainConfig
+        Method and reading.
+
+    Raises
+    ------
+    IncompleteSaliency
+        If the terms of a piecewise-linear network do not add up to its logits.
+    """
+    method = config.method
+    saliency = class_saliency(
+        model, images_by_batches, classes, method=method, reading=config.reading
+    )
+    error = saliency.completeness
+    if error is not None and error > COMPLETENESS_BOUND and is_piecewise_linear(model):
+        raise IncompleteSaliency(
+            f"{method}'s terms miss the logit by {error:.1e}, more than {COMPLETENESS_BOUND}"
+        )
+    return saliency
 
 
 def visualize_network(
@@ -142,6 +186,11 @@ def rank_network(
     -------
     dict of str to Tensor of int64, shape (F,)
         Filters of each layer, the first to freeze first.
+
+    Raises
+    ------
+    IncompleteSaliency
+        As :func:`explain_classes`, if the criterion looks at maps.
     """
     evidence = network_evidence(model, seed)
     if needs_maps(criterion):
@@ -166,13 +215,7 @@ def _with_maps(
     start = start_image(
         images.shape[-1], normalization.mean, normalization.std, config.start_seed
     ).to(images.device)
-    saliency = class_saliency(
-        model,
-        batches.ordered(BATCH_SIZE),
-        classes,
-        method=config.method,
-        reading=config.reading,
-    )
+    saliency = explain_classes(model, batches.ordered(BATCH_SIZE), classes, config)
     pictures = visualize_network(model, start, config)
     maps = {name: heat_maps(values, start, config.heat_map) for name, values in pictures.items()}
     return replace(evidence, filter_maps=maps, class_maps=saliency.maps)
