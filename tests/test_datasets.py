@@ -6,10 +6,12 @@ import io
 import os
 import pickle
 import socket
+import struct
 import sys
 import tarfile
 import urllib.error
 import urllib.request
+import zlib
 from contextlib import closing
 from pathlib import Path
 
@@ -430,6 +432,133 @@ def test_transparent_palette_colour_is_black(folder):
     pixels = only(folder, path)
     assert pixels[:, 0, 0].tolist() == [0, 0, 0]
     assert pixels[:, 1, 1].tolist() == [10, 20, 30]
+
+
+def png(depth: int, colour: int, row: bytes, rows: int = 8, transparent: bytes = b"") -> bytes:
+    """Write a PNG byte by byte: Pillow writes neither 16-bit colours nor every transparency."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        check = struct.pack(">I", zlib.crc32(kind + data))
+        return struct.pack(">I", len(data)) + kind + data + check
+
+    head = struct.pack(">IIBBBBB", 8, rows, depth, colour, 0, 0, 0)
+    parts = [chunk(b"IHDR", head)]
+    if transparent:
+        parts.append(chunk(b"tRNS", transparent))
+    parts += [chunk(b"IDAT", zlib.compress((b"\0" + row) * rows)), chunk(b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+# Each with one transparent level at the left; what is beside it keeps its own.
+TRANSPARENT_GREY = {
+    "1 bit": (png(1, 0, b"\x0f", transparent=struct.pack(">H", 0)), 255),
+    "2 bits": (png(2, 0, b"\xff\xaa", transparent=struct.pack(">H", 3)), 170),
+    "4 bits": (png(4, 0, b"\xff\xff\x88\x88", transparent=struct.pack(">H", 15)), 136),
+    "8 bits": (png(8, 0, b"\xc8" * 4 + b"\x64" * 4, transparent=struct.pack(">H", 200)), 100),
+    "16 bits": (
+        png(16, 0, b"\xc8\x01" * 4 + b"\xc8\x02" * 4, transparent=struct.pack(">H", 0xC801)),
+        199,
+    ),
+}
+
+
+@pytest.mark.parametrize("depth", TRANSPARENT_GREY)
+def test_transparent_grey_is_black(folder, depth):
+    content, beside = TRANSPARENT_GREY[depth]
+    path = folder / "train/cat/a.png"
+    path.write_bytes(content)
+    pixels = only(folder, path)
+    assert pixels[:, :, :4].unique().tolist() == [0]
+    assert pixels[:, :, 4:].unique().tolist() == [beside]
+
+
+def test_transparent_colour_of_sixteen_bits_is_refused(folder):
+    path = folder / "train/cat/a.png"
+    path.write_bytes(png(16, 2, b"\xc8\x01" * 24, transparent=b"\xc8\x01" * 3))
+    fails("image_folder", folder, "split.root", str(path), "transparent colour", size=8)
+
+
+def tiff(values: np.ndarray, *, bits: int, photometric: int = 1, sample_format: int = 1) -> bytes:
+    """Write a little-endian grey TIFF of 8 x 8 pixels byte by byte."""
+    data = values.tobytes()
+    entries = [
+        (256, 8), (257, 8), (258, bits), (259, 1), (262, photometric), (273, 8), (277, 1),
+        (278, 8), (279, len(data)), (339, sample_format),
+    ]  # fmt: skip
+    table = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in entries)
+    directory = struct.pack("<H", len(entries)) + table + struct.pack("<I", 0)
+    return b"II*\0" + struct.pack("<I", 8 + len(data)) + data + directory
+
+
+def test_white_is_zero(folder):
+    path = folder / "train/cat/a.tif"
+    path.write_bytes(tiff(np.full((8, 8), 65535 - 40 * 257, "<u2"), bits=16, photometric=0))
+    assert only(folder, path).unique().tolist() == [40]
+
+
+def test_twelve_bits_that_the_file_declares(folder):
+    path = folder / "train/cat/a.tif"
+    path.write_bytes(tiff(np.frombuffer(b"\xff\xf0\x00" * 32, np.uint8), bits=12))
+    assert only(folder, path)[0, 0].tolist() == [255, 0] * 4
+
+
+@pytest.mark.parametrize("bits", [16, 32])
+def test_signed_grey_is_refused(folder, bits):
+    path = folder / "train/cat/a.tif"
+    values = np.full((8, 8), 20000, f"<i{bits // 8}")
+    path.write_bytes(tiff(values, bits=bits, sample_format=2))
+    fails("image_folder", folder, "split.root", str(path), "range is unknown", size=8)
+
+
+def test_unsigned_grey_of_32_bits_is_refused(folder):
+    path = folder / "train/cat/a.tif"
+    path.write_bytes(tiff(np.full((8, 8), 20000, "<u4"), bits=32))
+    fails("image_folder", folder, "split.root", str(path), "range is unknown", size=8)
+
+
+SIXTEEN_BITS = {
+    "grey PNG": ("png", lambda value: png(16, 0, struct.pack(">8H", *[value] * 8))),
+    "colour PNG": ("png", lambda value: png(16, 2, struct.pack(">24H", *[value] * 24))),
+    "grey PNG with alpha": ("png", lambda value: png(16, 4, struct.pack(">HH", value, 65535) * 8)),
+    "colour PNG with alpha": (
+        "png",
+        lambda value: png(16, 6, struct.pack(">4H", value, value, value, 65535) * 8),
+    ),
+    "grey TIFF": ("tif", lambda value: tiff(np.full((8, 8), value, "<u2"), bits=16)),
+    "grey PGM": ("pgm", lambda value: b"P5 8 8 65535\n" + struct.pack(">H", value) * 64),
+    "colour PPM": ("ppm", lambda value: b"P6 8 8 65535\n" + struct.pack(">H", value) * 192),
+}
+
+
+@pytest.mark.parametrize("kind", SIXTEEN_BITS)
+@pytest.mark.parametrize(("value", "factor"), [(4095, 16), (1023, 64), (16383, 4)])
+def test_twelve_bit_data_in_sixteen_bits_is_refused(folder, kind, value, factor):
+    suffix, make = SIXTEEN_BITS[kind]
+    path = folder / f"train/cat/a.{suffix}"
+    path.write_bytes(make(value))
+    fails("image_folder", folder, "split.root", str(path), f"of all by {factor},", size=8)
+
+
+@pytest.mark.parametrize("kind", SIXTEEN_BITS)
+@pytest.mark.parametrize("part", ["train", "test"])
+def test_a_dark_image_among_bright_ones_is_none_of_fewer_bits(folder, kind, part):
+    suffix, make = SIXTEEN_BITS[kind]
+    path = folder / f"train/cat/a.{suffix}"
+    path.write_bytes(make(4112))
+    (folder / f"{part}/Dog/b.{suffix}").write_bytes(make(65535))
+    assert only(folder, path).unique().tolist() == [16]
+
+
+def test_black_grey_of_sixteen_bits(folder):
+    path = put(folder / "train/cat/a.png", Image.fromarray(np.zeros((8, 8), np.uint16)))
+    assert only(folder, path).unique().tolist() == [0]
+
+
+def test_a_pgm_says_its_own_largest_value(folder):
+    path = folder / "train/cat/a.pgm"
+    for value, expected in ((4095, 255), (257, 16)):
+        path.write_bytes(b"P5 8 8 4095\n" + struct.pack(">H", value) * 64)
+        assert only(folder, path).unique().tolist() == [expected]
 
 
 def test_exif_orientation(folder):

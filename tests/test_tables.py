@@ -1,7 +1,7 @@
 """Tables: numbers in percent, groups in order, and cells that cannot break out of the table."""
 
 from permafrost.evaluation import Interval
-from permafrost.tables import accuracy_table, groups, markdown, measure, percent
+from permafrost.tables import accuracy_table, groups, markdown, measure, percent, share
 
 
 def test_percent():
@@ -10,6 +10,25 @@ def test_percent():
     assert percent(Interval(0.5, None, None)) == "50.0"
     assert percent(Interval(0.0, 0.0, 0.0)) == "0.0 (0.0 to 0.0)"
     assert percent(None) == "–"
+    assert percent(Interval(-0.0001, -0.0004, 0.0002)) == "0.0 (0.0 to 0.0)"
+
+
+def test_share():
+    assert [share(value) for value in (0.0, 0.07, 0.25, 0.125, 1.0)] == [
+        "0%",
+        "7%",
+        "25%",
+        "12.5%",
+        "100%",
+    ]
+
+
+def test_measures_stay_within_what_is_possible():
+    rows = [{"acc_task2": a, "forgetting": f} for a, f in ((0.85, 0.9), (1.0, 1.0), (0.97, 0.95))]
+    accuracy, lost = measure(rows, "acc_task2"), measure(rows, "forgetting")
+    assert 0 <= accuracy.low < accuracy.high <= 1
+    assert -1 <= lost.low < lost.high <= 1
+    assert measure([{"forgetting": -0.5}, {"forgetting": -0.25}], "forgetting").low >= -1
 
 
 def test_measure():

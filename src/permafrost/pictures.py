@@ -8,11 +8,18 @@ import torch
 from torch import Tensor
 
 from permafrost.data import Normalization
+from permafrost.evaluation import Interval
 from permafrost.ranking import Evidence, order_filters, score_filters
+from permafrost.tables import share
 
 _FILTERS_SHOWN = 4
 _MOSAIC_COLUMNS = 32
 _NAME_SHOWN = 18  # characters of a class, about as wide as its map
+_LABEL_SHOWN = 40  # characters of a line's name, which is beside the plot
+_MARKERS = "os^DvP*X<>"  # as many as colours; each round of ten pairs them differently
+_STROKES = ("-", "--", ":", "-.")
+_LEGEND_ROWS = 26
+_AXES = ("acc_task2", "acc_task1")
 
 
 def _pyplot() -> Any:
@@ -39,8 +46,12 @@ def _show(axis: Any, image: Tensor, title: str = "", **options: Any) -> None:
     axis.set_yticks([])
 
 
+def _cut(name: str, length: int) -> str:
+    return name if len(name) <= length else f"{name[: length - 1]}…"
+
+
 def _class_title(name: str) -> str:
-    short = name if len(name) <= _NAME_SHOWN else f"{name[: _NAME_SHOWN - 1]}…"
+    short = _cut(name, _NAME_SHOWN)
     return f"class map:\n{short}" if len(short) > 10 else f"class map: {short}"
 
 
@@ -174,40 +185,55 @@ def draw_trade_off(
     single : sequence of mapping
         Other strategies: ``label`` and the two intervals.
     """
-    figure, axis = _pyplot().subplots(figsize=(7, 5), layout="constrained")
-    for metric in dict.fromkeys(point["metric"] for point in points):
+    metrics = list(dict.fromkeys(point["metric"] for point in points))
+    count = len(metrics) + len(single)
+    columns = -(-count // _LEGEND_ROWS)  # one more for every so many lines
+    figure, axis = _pyplot().subplots(figsize=(6.5 + 2.5 * columns, 5.5), layout="constrained")
+    for number, metric in enumerate(metrics):
         line = sorted((p for p in points if p["metric"] == metric), key=lambda p: p["pct"])
-        container = _error_bars(axis, line, metric, "o-")
+        container = _error_bars(axis, line, metric, number, linestyle=_STROKES[number // 10 % 4])
         for point in line:
             axis.annotate(
-                f"{point['pct']:.0%}",
+                share(point["pct"]),
                 (100 * point["acc_task2"].mean, 100 * point["acc_task1"].mean),
                 textcoords="offset points",
                 xytext=(4, 4),
                 fontsize=7,
                 color=container.lines[0].get_color(),
             )
-    for marker, point in zip("s^DvP*X<>hp8d", single, strict=False):
-        _error_bars(axis, [point], point["label"], marker)
+    for number, point in enumerate(single, start=len(metrics)):
+        _error_bars(axis, [point], point["label"], number, linestyle="none")
     axis.set_xlabel("learned: accuracy on task 2, %")
     axis.set_ylabel("kept: accuracy on task 1, %")
-    axis.set_title("Kept and learned; bars are 95% intervals over the seeds", fontsize=10)
+    bars = any(p[name].low is not None for p in [*points, *single] for name in _AXES)
+    title = "Kept and learned" + ("; bars are 95% intervals over the seeds" if bars else "")
+    axis.set_title(title, fontsize=10)
     axis.grid(alpha=0.3)
-    axis.legend(fontsize=8)
+    if count:
+        figure.legend(fontsize=8, loc="outside right upper", ncols=columns)
     _save(figure, path)
 
 
-def _error_bars(axis: Any, points: Sequence[Mapping[str, Any]], label: str, style: str) -> Any:
-    def bars(name: str) -> list[float]:
-        return [100 * (p[name].mean - (p[name].low or p[name].mean)) for p in points]
-
+def _error_bars(
+    axis: Any, points: Sequence[Mapping[str, Any]], label: str, number: int, linestyle: str
+) -> Any:
+    across, up = (_bars([point[name] for point in points]) for name in _AXES)
     return axis.errorbar(
         [100 * point["acc_task2"].mean for point in points],
         [100 * point["acc_task1"].mean for point in points],
-        xerr=bars("acc_task2"),
-        yerr=bars("acc_task1"),
-        fmt=style,
-        label=label,
+        xerr=across,
+        yerr=up,
+        color=f"C{number % 10}",
+        marker=_MARKERS[(number + number // 10) % 10],
+        linestyle=linestyle,
+        label=_cut(label, _LABEL_SHOWN),
         capsize=2,
         elinewidth=0.7,
     )
+
+
+def _bars(intervals: Sequence[Interval]) -> tuple[list[float], list[float]]:
+    """Return how far the bars reach below and above the means; not at all without an interval."""
+    below = [0.0 if i.low is None else 100 * max(0.0, i.mean - i.low) for i in intervals]
+    above = [0.0 if i.high is None else 100 * max(0.0, i.high - i.mean) for i in intervals]
+    return below, above

@@ -7,6 +7,7 @@ from typing import Any, cast
 
 from permafrost.models import Head
 from permafrost.params import Params
+from permafrost.tables import share
 
 # Under each head, each strategy's hyperparameters: what stage tune has chosen.
 Chosen = Mapping[str, Mapping[str, Mapping[str, float]]]
@@ -45,7 +46,7 @@ class CellSpec:
     @property
     def name(self) -> str:
         """Return a short name for people."""
-        parts = [self.strategy, self.metric, None if self.pct is None else f"{self.pct:.0%}"]
+        parts = [self.strategy, self.metric, None if self.pct is None else share(self.pct)]
         parts += [f"{name} {value:g}" for name, value in self.hyper]
         return " ".join(part for part in [*parts, self.head, f"seed {self.seed}"] if part)
 

@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from permafrost.evaluation import Interval, confidence_interval
+from permafrost.evaluation import Interval, confidence_interval, value_range
 
 Row = dict[str, Any]
 
@@ -12,17 +12,22 @@ Row = dict[str, Any]
 def measure(rows: Iterable[Row], name: str) -> Interval | None:
     """Return the mean and the interval over the seeds; None where no seed has the measure."""
     values = [row[name] for row in rows if row.get(name) is not None]
-    return confidence_interval(values) if values else None
+    return confidence_interval(values, value_range(name)) if values else None
 
 
 def percent(interval: Interval | None) -> str:
     """Format an interval as ``71.2 (64.0 to 78.4)``, in percent."""
     if interval is None:
         return "–"
-    mean = f"{100 * interval.mean:.1f}"
+    mean = f"{100 * interval.mean:z.1f}"
     if interval.low is None or interval.high is None:
         return mean
-    return f"{mean} ({100 * interval.low:.1f} to {100 * interval.high:.1f})"
+    return f"{mean} ({100 * interval.low:z.1f} to {100 * interval.high:z.1f})"
+
+
+def share(value: float) -> str:
+    """Format a share as ``25%`` or ``12.5%``: two shares never look the same."""
+    return f"{100 * value:.10g}%"
 
 
 def groups(rows: Sequence[Row], *names: str) -> list[tuple[Row, list[Row]]]:

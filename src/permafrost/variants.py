@@ -10,6 +10,7 @@ from permafrost.artifacts import load_record, save_record, write_atomically
 from permafrost.cells import CellStore
 from permafrost.machine import fingerprint, machine_tags
 from permafrost.params import Params
+from permafrost.tables import share
 from permafrost.tracking import VARIANTS, RunRecord
 
 _RECORD, _PICTURES = "variant.json", "pictures"
@@ -42,7 +43,7 @@ def store_variant(
     variant = summary["seeds"][0]
     record = {
         "key": key,
-        "name": f"{variant['metric']} {variant['pct']:.0%}" + (f" ({name})" if name else ""),
+        "name": f"{variant['metric']} {share(variant['pct'])}" + (f" ({name})" if name else ""),
         "params": {**shown, "seed": params.seeds, "profile": params.profile},
         "summary": summary,
         "machine": fingerprint(),

@@ -1011,7 +1011,7 @@ def test_tables_with_hostile_names(tally):
             with fault.trial(f"a heading with {name:.30}"):
                 params = Params(profile=name[:200])
                 choices = {"shared": {"freeze": {"chosen": {"pct": 0.5}, "trials": []}}}
-                title = tables([], params, choices, {}).partition("\n")[0]
+                title = tables([], params, choices).partition("\n")[0]
                 assert shown(title) == [f"Results: digits, profile {params.profile}"]
 
 

@@ -14,7 +14,8 @@ from threading import Lock
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile, ImageOps
+from PIL.TiffImagePlugin import PHOTOMETRIC_INTERPRETATION, SAMPLEFORMAT, TiffImageFile
 from torch import Tensor
 
 from permafrost.errors import InputError
@@ -25,6 +26,8 @@ _UNSHOWN = {"Cc", "Cs", "Zl", "Zp"}  # control characters, undecoded bytes, brea
 _TURNING = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}  # text right to left
 _LARGE = 10_000_000  # pixels of an image of which one at a time is decoded, for its memory
 _one_large_image = Lock()
+_LEAST_PEAK = 1 << 14  # 16-bit images that stay below it keep at most 64 of 256 levels
+_GREY_STEP = {"L;2": 85, "L;4": 17}  # from one level to the next, once they are 0..255
 RESIZE_CHUNK = 1000  # images a time, so that the float copy stays small
 
 
@@ -87,7 +90,9 @@ def load_dataset(name: str, root: Path | None, image_size: int) -> ImageDataset:
             Names of classes that differ in their case are different classes; control characters
             in them, and two that are one name to Unicode, are refused. Links lead within `root`.
             JPEG, PNG, BMP, GIF, PPM, TIFF and WebP are read (the first frame), turned as their
-            EXIF says, and converted to RGB: transparency on black, 16-bit grey from 0..65535. The
+            EXIF says, and converted to RGB: transparency on black, 16-bit grey from 0..65535, of
+            16-bit colours the upper eight bits. Images whose 16 bits hold smaller values (12-bit
+            data, say) are refused: no format says so, and hardly a grey level would be left. The
             shorter side becomes `image_size` (antialiased bilinear), the longer one is cropped at
             both ends.
     root : Path or None
@@ -186,11 +191,14 @@ def _image_folder(root: Path | None, size: int) -> ImageDataset:
     _check_names([*train, *(test or ())])
     if test is not None:
         _check_same_classes(train, test, root)
-    return ImageDataset(
+    peaks: dict[Path, int] = {}
+    dataset = ImageDataset(
         tuple(train),
-        _read_images(train, size),
-        None if test is None else _read_images(test, size),
+        _read_images(train, size, peaks),
+        None if test is None else _read_images(test, size, peaks),
     )
+    _check_depth(peaks)
+    return dataset
 
 
 def _list_classes(part: Path, root: Path) -> dict[str, list[Path]]:
@@ -274,7 +282,10 @@ def _check_same_classes(
         )
 
 
-def _read_images(classes: dict[str, list[Path]], size: int) -> LabeledImages:
+def _read_images(
+    classes: dict[str, list[Path]], size: int, peaks: dict[Path, int]
+) -> LabeledImages:
+    """Read the images, and note in `peaks` the largest sample of those that have 16 bits."""
     files = [path for paths in classes.values() for path in paths]
     counts = torch.tensor([len(paths) for paths in classes.values()])
     _require_memory(len(files), size)
@@ -282,23 +293,38 @@ def _read_images(classes: dict[str, list[Path]], size: int) -> LabeledImages:
     # Pillow only warns of a bomb up to twice its limit.
     with warnings.catch_warnings(), ThreadPoolExecutor() as pool:
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        for row, image in zip(
-            images, pool.map(partial(_read_image, size=size), files), strict=True
-        ):
+        read = pool.map(partial(_read_image, size=size), files)
+        for row, path, (image, peak) in zip(images, files, read, strict=True):
             row[:] = image
+            if peak is not None:
+                peaks[path] = peak
     return LabeledImages(
         torch.from_numpy(images), torch.arange(len(classes)).repeat_interleave(counts)
     )
 
 
-def _read_image(path: Path, size: int) -> np.ndarray:
-    """Read one image as uint8 of shape (3, size, size)."""
+def _check_depth(peaks: dict[Path, int]) -> None:
+    """Refuse 16-bit images none of which uses the range, as 12-bit data in 16-bit files does."""
+    if not peaks:
+        return
+    path = max(peaks, key=lambda path: peaks[path])
+    bits = peaks[path].bit_length()
+    if 0 < peaks[path] < _LEAST_PEAK:  # where all are black nothing is lost
+        raise InputError(
+            f"split.root: the 16-bit images hold {bits}-bit data, nearly black among 65536 levels "
+            f"(the brightest is {str(path)!r}); multiply the values of all by {1 << (16 - bits)}, "
+            "or scale them to 8 bits"
+        )
+
+
+def _read_image(path: Path, size: int) -> tuple[np.ndarray, int | None]:
+    """Read an image as uint8 of shape (3, size, size), and its largest sample if it has 16 bits."""
     try:
         with Image.open(path, formats=IMAGE_FORMATS) as image:
             # A large JPEG is decoded at a fraction of its size that is still at least twice ours.
             image.draft(None, (2 * size, 2 * size))
             with _one_large_image if image.width * image.height > _LARGE else nullcontext():
-                rgb = _to_rgb(ImageOps.exif_transpose(image))
+                rgb, peak = _to_rgb(image)
                 # Crops in the resampling itself: no huge strip is made of a long, thin image.
                 square = ImageOps.fit(rgb, (size, size), Image.Resampling.BILINEAR)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -310,25 +336,68 @@ def _read_image(path: Path, size: int) -> np.ndarray:
             f"split.root: {str(path)!r} is no image that can be read ({one_line(error)}); "
             f"allowed: whole files in {', '.join(IMAGE_FORMATS)}"
         ) from error
-    return np.asarray(square).transpose(2, 0, 1)
+    return np.asarray(square).transpose(2, 0, 1), peak
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def _to_rgb(image: ImageFile.ImageFile) -> tuple[Image.Image, int | None]:
+    """Return an image upright in RGB, and the largest sample of its colours if it has 16 bits."""
     if image.mode == "F":
         raise ValueError("floating-point pixels, whose range is unknown")
+    stored, wide = _stored_samples(image)  # known only before the pixels are read
     if image.mode.startswith("I"):  # Pillow's own conversion clips at 255
-        return _sixteen_to_eight_bits(image).convert("RGB")
-    if image.has_transparency_data:
-        black = Image.new("RGBA", image.size, (0, 0, 0, 255))
-        image = Image.alpha_composite(black, image.convert("RGBA"))
-    return image.convert("RGB")
+        return _grey_to_rgb(image, stored, wide)
+    upright = ImageOps.exif_transpose(image)
+    peak = _peak_of_colours(image, upright) if wide else None
+    if upright.has_transparency_data:
+        _scale_transparent_level(upright, stored, wide)
+        black = Image.new("RGBA", upright.size, (0, 0, 0, 255))
+        upright = Image.alpha_composite(black, upright.convert("RGBA"))
+    return upright.convert("RGB"), peak
 
 
-def _sixteen_to_eight_bits(image: Image.Image) -> Image.Image:
-    values = np.asarray(image).astype(np.int64)
-    if values.min() < 0 or values.max() > 65535:
-        raise ValueError("integer pixels outside 0..65535")
-    return Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
+def _peak_of_colours(image: ImageFile.ImageFile, upright: Image.Image) -> int:
+    """Return the largest sample of 16-bit colours, as far as Pillow's eight bits tell."""
+    brightest = int(np.asarray(upright)[..., :3].max())
+    if image.format == "PPM":  # rounded
+        return max(0, 257 * brightest - 129)
+    return 256 * brightest + 255  # cut off
+
+
+def _stored_samples(image: ImageFile.ImageFile) -> tuple[str, bool]:
+    """Return Pillow's name of the samples in the file (``L;2``), and if they may be 0..65535."""
+    arguments = image.tile[0].args if image.tile else ""
+    if not isinstance(arguments, tuple):
+        arguments = (arguments,)
+    stored = str(arguments[0]) if arguments else ""
+    declared = image.format == "PPM" and arguments[-1] == 65535
+    return stored, declared or (";16" in stored and image.format in ("PNG", "TIFF", "PPM"))
+
+
+def _scale_transparent_level(image: Image.Image, stored: str, wide: bool) -> None:
+    """Bring a PNG's transparent grey level, which is in the file's units, to those of Pillow."""
+    level = image.info.get("transparency")
+    if wide and level is not None:
+        raise ValueError("a transparent colour of 16 bits; save the image with 8, or with alpha")
+    if stored in _GREY_STEP and isinstance(level, int):
+        image.info["transparency"] = level * _GREY_STEP[stored]
+
+
+def _grey_to_rgb(
+    image: ImageFile.ImageFile, stored: str, wide: bool
+) -> tuple[Image.Image, int | None]:
+    """Return grey of 12 or 16 bits, with black where it is transparent."""
+    tags = image.tag_v2 if isinstance(image, TiffImageFile) else {}
+    if tags and (image.mode == "I" or tags.get(SAMPLEFORMAT, (1,))[0] != 1):
+        raise ValueError("signed or 32-bit integer pixels, whose range is unknown")
+    top = 4095 if stored == "I;12" else 65535
+    values = np.asarray(ImageOps.exif_transpose(image)).astype(np.int64)
+    transparent = values == image.info.get("transparency", -1)
+    peak = int(values.max()) if wide else None
+    if tags.get(PHOTOMETRIC_INTERPRETATION) == 0:  # white is zero
+        values = top - values
+    grey = ((values * 255 + top // 2) // top).astype(np.uint8)
+    grey[transparent] = 0
+    return Image.fromarray(grey).convert("RGB"), peak
 
 
 def one_line(error: Exception) -> str:

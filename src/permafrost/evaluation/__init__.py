@@ -9,6 +9,7 @@ from permafrost.evaluation.measures import (
     confidence_interval,
     forgetting,
     forward_transfer,
+    value_range,
 )
 
 __all__ = [
@@ -23,4 +24,5 @@ __all__ = [
     "forward_transfer",
     "mean_drift",
     "response_drift",
+    "value_range",
 ]

@@ -57,7 +57,7 @@ class Interval:
     mean : float
         Of the values.
     low, high : float or None
-        Bounds by Student's t distribution; None for a single value.
+        Bounds; None for a single value.
     """
 
     mean: float
@@ -65,29 +65,64 @@ class Interval:
     high: float | None
 
 
-def confidence_interval(values: Sequence[float]) -> Interval:
-    """Return the mean over seeds and its two-sided 95% interval, mean ± t_{0.975,n-1} s/√n.
+SHARE = (0.0, 1.0)
+DIFFERENCE = (-1.0, 1.0)
+_DIFFERENCES = ("forgetting", "bwt", "fwt")
+
+
+def value_range(name: str) -> tuple[float, float]:
+    """Return what a measure may be: 0..1 for accuracies, -1..1 for differences of them."""
+    return DIFFERENCE if name in _DIFFERENCES else SHARE
+
+
+def confidence_interval(values: Sequence[float], bounds: tuple[float, float] = SHARE) -> Interval:
+    """Return the mean over seeds and its two-sided 95% interval, within what values may be.
+
+    The logit interval with Student's t: m, the mean as a share of the range, has the interval
+    logit⁻¹(logit m ± t_{0.975,n-1} s/√n / (m (1 - m))), where s/√n is its standard error and
+    m (1 - m) brings that to the logit scale by the delta method (Korn & Graubard 1998, "Confidence
+    intervals for proportions with small expected number of positive counts estimated from survey
+    data"; Dean & Pagano 2015 compare it with others). It holds the mean, not the mean's logit, and
+    never leaves the range; in the middle of it and for a small s it is Student's own.
 
     Parameters
     ----------
     values : sequence of float
         One for each seed; at least one.
+    bounds : tuple of two floats
+        The least and the greatest possible value.
+
+    Returns
+    -------
+    Interval
+        Of one value, without bounds. Of equal values, without width: they show no spread, which
+        says little about other seeds where they are few.
 
     Raises
     ------
     ValueError
-        If there is no value.
+        If there is no value, or one out of bounds.
     """
     if not values:
         raise ValueError("no values")
+    least, greatest = bounds
+    if not all(least <= value <= greatest for value in values):
+        raise ValueError(f"values {list(values)}; allowed: {least:g} to {greatest:g}")
     mean = math.fsum(values) / len(values)
     if len(values) == 1:
         return Interval(mean, None, None)
-    from scipy import stats
+    width = greatest - least
+    share = (mean - least) / width
+    if min(values) == max(values) or not 0 < share < 1:
+        return Interval(mean, mean, mean)
+    from scipy import special, stats
 
     variance = math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1)
-    half = float(stats.t.ppf(0.975, len(values) - 1)) * math.sqrt(variance / len(values))
-    return Interval(mean, mean - half, mean + half)
+    error = math.sqrt(variance / len(values)) / width
+    half = float(stats.t.ppf(0.975, len(values) - 1)) * error / (share * (1 - share))
+    centre = special.logit(share)
+    low, high = (least + width * float(special.expit(centre + h)) for h in (-half, half))
+    return Interval(mean, low, high)
 
 
 def _difference(left: float | None, right: float | None) -> float | None:

@@ -4,7 +4,7 @@ from dataclasses import asdict
 from typing import Any
 
 from permafrost.artifacts import load_record, save_json, save_record
-from permafrost.evaluation import Interval, confidence_interval
+from permafrost.evaluation import Interval, confidence_interval, value_range
 from permafrost.experiment import shown_params
 from permafrost.params import Params
 from permafrost.stages.train_second import variant_spec
@@ -24,7 +24,8 @@ def summarise(rows: list[dict[str, Any]], params: Params) -> dict[str, Any]:
     tasks = [f"acc_task{task + 1}" for task in range(params.split.tasks)]
     measures = ["acc_task1_before", *tasks, "acc_mean", "forgetting"]
     summary: dict[str, Any] = {
-        name: asdict(confidence_interval([row[name] for row in rows])) for name in measures
+        name: asdict(confidence_interval([row[name] for row in rows], value_range(name)))
+        for name in measures
     }
     return summary | {"seeds": rows}
 
@@ -53,6 +54,6 @@ def run() -> None:
         )
         shown = shown_params(params, variant_spec(params, params.seeds[0]), workspace.device)
         store_variant(workspace.store, params, summary, shown)
-        for name, measured in summary.items():
+        for name, interval in summary.items():
             if name != "seeds":
-                print(f"{name:17} {percent(Interval(**measured))}")
+                print(f"{name:17} {percent(Interval(**interval))}")

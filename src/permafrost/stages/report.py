@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 from permafrost.artifacts import load_record, save_json, write_atomically
-from permafrost.cells import CellStore
 from permafrost.errors import InputError
 from permafrost.params import Params
 from permafrost.pictures import draw_trade_off
@@ -21,11 +20,10 @@ from permafrost.stages.workspace import (
     TUNE,
     VARIANT,
     open_stage,
-    read_timings,
     seed_file,
 )
 from permafrost.strategies import STRATEGIES
-from permafrost.tables import Row, accuracy_table, escape, groups, markdown, measure
+from permafrost.tables import Row, accuracy_table, escape, groups, markdown, measure, share
 from permafrost.variants import add_pictures
 
 # What the seed's text states (Feenstra & Dow 2023); its tables were pictures. Percent.
@@ -49,7 +47,7 @@ def run() -> None:
         variant = load_record(VARIANT)
         rows = _with_variant(load_record(SWEEP), variant["seeds"])
         choices = load_record(TUNE)["heads"]
-        text = tables(rows, params, choices, _relative_times(workspace.store, rows))
+        text = tables(rows, params, choices)
         write_atomically(TABLES, text.encode())
         _draw(rows, params)
         add_pictures(workspace.store, variant, _pictures(params))
@@ -83,28 +81,7 @@ def _with_variant(rows: list[Row], variant: list[Row]) -> list[Row]:
     return sorted(together, key=lambda row: row["pct"] or 0)
 
 
-def _relative_times(store: CellStore, rows: list[Row]) -> dict[str, float]:
-    """Return each training's seconds relative to fine-tuning's, by the cells' keys.
-
-    What stage consolidate made for a method counts. Trainings whose stored cell is gone are left
-    out.
-    """
-    done = [row for row in rows if row["status"] == "done"]
-    seconds = {row["key"]: store.seconds(row["key"]) for row in done}
-    plain = {(row["head"], row["seed"]): seconds[row["key"]] for row in _of(done, "finetune")}
-    extra = read_timings().get("consolidate", {})
-    times = {}
-    for row in done:
-        knowledge = STRATEGIES[row["strategy"]].knowledge
-        own, base = seconds[row["key"]], plain.get((row["head"], row["seed"]))
-        if own is not None and base:
-            times[row["key"]] = (own + extra.get(f"{knowledge}@{row['seed']}", 0.0)) / base
-    return times
-
-
-def tables(
-    rows: list[Row], params: Params, choices: dict[str, Any], times: dict[str, float]
-) -> str:
+def tables(rows: list[Row], params: Params, choices: dict[str, Any]) -> str:
     """Return all tables as Markdown, for each head.
 
     Parameters
@@ -115,8 +92,6 @@ def tables(
         All parameters.
     choices : dict
         Under each head, each method's chosen hyperparameters and trials.
-    times : dict of str to float
-        Each cell's training time relative to fine-tuning's.
     """
     title = f"# Results: {params.split.dataset}, profile {escape(params.profile)}"
     parts = [title, _preamble(params)]
@@ -126,7 +101,7 @@ def tables(
             f"## Head `{head}`",
             *_by_pct(mine, params),
             *_by_metric(mine, params, choices[head]),
-            *_methods(mine, rows, params, choices[head], times),
+            *_methods(mine, rows, params, choices[head]),
         ]
     return "\n\n".join([*parts, *_failures(rows), *_assumptions(params)]) + "\n"
 
@@ -143,11 +118,19 @@ def _failures(rows: list[Row]) -> list[str]:
 
 
 def _preamble(params: Params) -> str:
-    seeds = ", ".join(str(seed) for seed in params.seeds)
     return (
-        f"Test accuracy in percent after the last task: mean over the seeds ({seeds}) and, in "
-        "brackets, its 95% interval by Student's t. Forgetting is what task 1 has lost since it "
-        "was learned."
+        f"Test accuracy in percent after the last task: {_average(params.seeds)}. "
+        "Forgetting is what task 1 has lost since it was learned."
+    )
+
+
+def _average(seeds: Sequence[int]) -> str:
+    if len(seeds) == 1:
+        return f"of one training (seed {seeds[0]}), without an interval"
+    return (
+        f"mean over the seeds ({', '.join(map(str, seeds))}) and, in brackets, its 95% interval by "
+        "Student's t on the logit scale, which stays within what is possible; where all seeds are "
+        "equal it has no width, and says nothing about other seeds"
     )
 
 
@@ -159,7 +142,7 @@ def _by_pct(rows: list[Row], params: Params) -> list[str]:
     parts = []
     for group, members in groups(_of(rows, "freeze"), "metric"):
         lines = [(["0% (fine-tuning)"], _of(rows, "finetune"))]
-        lines += [([f"{g['pct']:.0%}"], found) for g, found in groups(members, "pct")]
+        lines += [([f"{share(g['pct'])}"], found) for g, found in groups(members, "pct")]
         lines += [(["all (linear probe)"], _of(rows, "linear_probe"))]
         quoted = params.profile == "paper" and group["metric"] == "mse"
         parts += [
@@ -182,7 +165,7 @@ def _by_metric(rows: list[Row], params: Params, choices: dict[str, Any]) -> list
         return []
     lines = [([group["metric"]], members) for group, members in groups(at_pct, "metric")]
     return [
-        f"### By metric, {pct:.0%} of the filters frozen",
+        f"### By metric, {share(pct)} of the filters frozen",
         accuracy_table(["metric"], lines, params.split.tasks),
     ]
 
@@ -192,7 +175,6 @@ def _methods(
     all_rows: list[Row],
     params: Params,
     choices: dict[str, Any],
-    times: dict[str, float],
 ) -> list[str]:
     """Return the table of all methods, joint training among them."""
     pct = choices["freeze"]["chosen"]["pct"]
@@ -201,7 +183,7 @@ def _methods(
         if group["strategy"] == "freeze":
             at_pct = [row for row in members if row["pct"] == pct]
             lines += [
-                ([f"freeze {g['metric']} {pct:.0%}"], found)
+                ([f"freeze {g['metric']} {share(pct)}"], found)
                 for g, found in groups(at_pct, "metric")
             ]
         else:
@@ -209,39 +191,39 @@ def _methods(
     lines += _joint_lines(rows, all_rows, params)
     return [
         "### Methods",
-        "Memory is what a method keeps besides the network. Time is that of its training and of "
-        "what it prepares, relative to fine-tuning's.",
+        "Memory is what a method keeps besides the network.",
         accuracy_table(
-            ["method"], _present(lines), params.split.tasks, more=_costs(times), headings=_COSTS
+            ["method"], _present(lines), params.split.tasks, more=_costs, headings=_COSTS
         ),
         *_choices(choices),
     ]
 
 
-_COSTS = ("memory (MB)", "time", "remark")
+_COSTS = ("memory (MB)", "remark")
 
 
-def _costs(times: dict[str, float]) -> Callable[[Sequence[str], Sequence[Row]], Sequence[str]]:
-    def columns(_first: Sequence[str], rows: Sequence[Row]) -> Sequence[str]:
-        known = [times[row["key"]] for row in rows if row["key"] in times]
-        time = f"{sum(known) / len(known):.1f}x" if known else "–"
-        sizes = [row["memory_bytes"] for row in rows if row["status"] == "done"]
-        megabytes = f"{sum(sizes) / len(sizes) / 1e6:.2f}" if sizes else "–"
-        return megabytes, time, STRATEGIES[rows[0]["strategy"]].remark
-
-    return columns
+def _costs(_first: Sequence[str], rows: Sequence[Row]) -> Sequence[str]:
+    sizes = [row["memory_bytes"] for row in rows if row["status"] == "done"]
+    megabytes = f"{sum(sizes) / len(sizes) / 1e6:.2f}" if sizes else "–"
+    return megabytes, STRATEGIES[rows[0]["strategy"]].remark
 
 
 def _choices(choices: dict[str, Any]) -> list[str]:
-    """Return what was chosen for each method, and of how many trials."""
-    lines = []
+    """Return each method's hyperparameters, and of how many trials they were chosen."""
+    lines, tried = [], any(choice["trials"] for choice in choices.values())
     for name, choice in choices.items():
-        chosen = ", ".join(f"{key} {value:g}" for key, value in choice["chosen"].items())
-        trials = str(len(choice["trials"])) if choice["trials"] else "none"
-        lines.append([name, chosen, trials])
+        used = ", ".join(f"{key} {value:g}" for key, value in choice["chosen"].items())
+        trials = str(len(choice["trials"])) if choice["trials"] else "none: as declared"
+        lines.append([name, used, *([trials] if tried else [])])
+    if not tried:
+        return [
+            "Hyperparameters, as declared; none was chosen on images:",
+            markdown(["method", "hyperparameters"], lines),
+        ]
     return [
-        "Hyperparameters, chosen by the mean accuracy on validation images of the first seed:",
-        markdown(["method", "chosen", "trials"], lines),
+        "Hyperparameters. Of the trials, that with the highest mean accuracy on validation images "
+        "of the first seed was chosen:",
+        markdown(["method", "hyperparameters", "trials"], lines),
     ]
 
 

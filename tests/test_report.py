@@ -1,0 +1,135 @@
+"""The report: what its sentences say of the numbers, and the plot's lines."""
+
+import json
+
+import matplotlib as mpl
+import pytest
+from matplotlib.container import ErrorbarContainer
+
+from permafrost import pictures
+from permafrost.evaluation import Interval, confidence_interval
+from permafrost.params import Params
+from permafrost.pictures import draw_trade_off
+from permafrost.stages.evaluate import summarise
+from permafrost.stages.report import tables
+
+
+def row(seed: int, strategy: str = "freeze", **more) -> dict:
+    own = {"metric": "mse", "pct": 0.125} if strategy == "freeze" else {"metric": None, "pct": None}
+    return {
+        "key": f"{strategy} {seed}",
+        "strategy": strategy,
+        "seed": seed,
+        "head": "shared",
+        "hyper": {},
+        "status": "done",
+        "memory_bytes": 10**6,
+        "acc_task1": (0.85, 1.0, 0.97)[seed],
+        "acc_task2": 0.5,
+        "acc_mean": 0.7,
+        "forgetting": 0.1,
+        **own,
+        **more,
+    }
+
+
+def written(seeds: list[int], trials: int = 0) -> str:
+    tried = [{"hyper": {"pct": 0.125}}] * trials
+    choices = {"shared": {"freeze": {"chosen": {"pct": 0.125}, "trials": tried}}}
+    rows = [row(seed, name) for seed in seeds for name in ("freeze", "finetune")]
+    return tables(rows, Params(seeds=seeds), choices)
+
+
+def test_one_seed_has_no_brackets_and_no_word_of_them():
+    text = written([0])
+    assert "interval" in text
+    assert "without an interval" in text
+    assert "brackets" not in text
+    assert " to " not in text
+
+
+def test_intervals_are_named():
+    text = written([0, 1, 2])
+    assert "mean over the seeds (0, 1, 2) and, in brackets, its 95% interval by Student's t" in text
+    assert "on the logit scale" in text
+    for figure in text.replace("(", "|").replace(")", "|").split("|"):
+        if " to " in figure and len(figure) < 20:
+            assert all(0 <= float(bound) <= 100 for bound in figure.split(" to ")), figure
+
+
+def test_what_is_chosen_by_no_trial_is_not_called_chosen():
+    text = written([0, 1])
+    assert "as declared; none was chosen" in text
+    assert "validation" not in text
+    text = written([0, 1], trials=3)
+    assert "validation images of the first seed" in text
+    assert "| freeze | pct 0.125 | 3 |" in text
+
+
+def test_no_column_of_times():
+    assert "time" not in written([0, 1]).lower()
+
+
+def test_shares_are_not_rounded():
+    assert "| 12.5% |" in written([0, 1])
+    assert "freeze mse 12.5%" in written([0, 1])
+
+
+def test_the_variants_intervals_stay_within_what_is_possible():
+    rows = [row(seed, acc_task1_before=1.0) for seed in range(3)]
+    summary = summarise(rows, Params(seeds=[0, 1, 2]))
+    assert 0 <= summary["acc_task1"]["low"] < summary["acc_task1"]["high"] <= 1
+    assert json.dumps(summary, allow_nan=False)
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """Return what draws a plot and returns its axis."""
+    figures = []
+    monkeypatch.setattr(pictures, "_save", lambda figure, _path: figures.append(figure))
+
+    def draw(points, single):
+        draw_trade_off(None, points, single)
+        return figures[-1]
+
+    yield draw
+    for figure in figures:
+        mpl.pyplot.close(figure)
+
+
+def point(number: int, *values: float, **more) -> dict:
+    interval = confidence_interval(values or [0.01 * number])
+    return {"acc_task1": interval, "acc_task2": interval, **more}
+
+
+@pytest.mark.parametrize(("lines", "others"), [(1, 2), (4, 10), (10, 20), (0, 13), (0, 14)])
+def test_every_line_is_drawn_and_named(drawn, lines, others):
+    points = [point(n, metric=f"m{n}", pct=pct) for n in range(lines) for pct in (0.25, 0.5)]
+    figure = drawn(points, [point(n, label=f"s{n}") for n in range(others)])
+    bars = [c for c in figure.axes[0].containers if isinstance(c, ErrorbarContainer)]
+    looks = {(c[0].get_color(), c[0].get_marker(), c[0].get_linestyle()) for c in bars}
+    assert len(looks) == len(bars) == lines + others
+    names = [f"m{n}" for n in range(lines)] + [f"s{n}" for n in range(others)]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == names
+
+
+def test_the_legend_hides_no_line(drawn):
+    figure = drawn([], [point(n, label=f"strategy {n}, 20 epochs") for n in range(30)])
+    figure.canvas.draw()
+    legend = figure.legends[0].get_window_extent()
+    assert not legend.overlaps(figure.axes[0].get_window_extent())
+    assert legend.x1 <= figure.bbox.x1
+    assert legend.y0 >= figure.bbox.y0
+
+
+def test_bars_are_the_intervals(drawn):
+    interval = Interval(0.9, 0.0, 0.95)
+    figure = drawn([], [{"label": "x", "acc_task1": interval, "acc_task2": interval}])
+    across, up = figure.axes[0].containers[0][2]
+    assert across.get_segments()[0][:, 0].tolist() == pytest.approx([0, 95])
+    assert up.get_segments()[0][:, 1].tolist() == pytest.approx([0, 95])
+    assert "95% intervals" in figure.axes[0].get_title()
+
+
+def test_one_seed_has_no_bars_and_no_word_of_them(drawn):
+    assert drawn([], [point(1, label="x")]).axes[0].get_title() == "Kept and learned"
