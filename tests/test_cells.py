@@ -24,11 +24,12 @@ from permafrost.experiment import (
     train_first_task,
 )
 from permafrost.machine import fingerprint, machine_identity
+from permafrost.models import HEADS
 from permafrost.params import Params
 from permafrost.plan import CellSpec, grids, method_cell, sweep_cells
-from permafrost.ranking import metrics, own_code
+from permafrost.ranking import CONTROLS, RESPONSES, metrics, own_code
 from permafrost.source import PACKAGE, TRAINING_CODE, training_digest
-from permafrost.strategies import KNOWLEDGE, STRATEGIES, Progress
+from permafrost.strategies import KNOWLEDGE, STRATEGIES, Progress, reranking
 from permafrost.training import TrainingState
 
 CPU = torch.device("cpu")
@@ -576,6 +577,18 @@ def test_the_accuracy_after_pruning(store, inputs):
     assert row["acc_task1"] == row["acc_task1_pruned"]
 
 
+def test_the_accuracy_of_every_task_after_its_pruning(store, make_sequence):
+    params = make_params(split={"tasks": 4})
+    inputs = make_inputs(params, make_sequence(tasks=4))
+    spec = CellSpec("packnet", 0, "multi", hyper=(("prune", 0.5),))
+    record = train_cell(store, params, spec, inputs, None, CPU)
+    row, history = record["row"], record["history"]
+    for task in (1, 2, 3):
+        (pruned,) = (e for e in history if e["phase"] == "retrain" and e["task"] == task + 1)
+        assert row[f"acc_task{task}_pruned"] == pruned[f"acc_task{task}"] == row[f"acc_task{task}"]
+    assert "acc_task4_pruned" not in row
+
+
 # Trials.
 
 
@@ -663,6 +676,60 @@ def test_a_training_whose_drift_is_not_finite_is_a_failed_cell(store, inputs, mo
     assert record["row"]["error"] == "a response of layer features.0 is not finite"
     assert [row["epoch"] for row in record["history"]] == [1, 2]
     assert store.seconds(record["key"]) > 0
+
+
+def make_inputs(params, sequence):
+    first = new_network(params, 0).state_dict()
+    return CellInputs(sequence, "tasks", first, "first", unread)
+
+
+def train_ranked(store, sequence, criterion, head="multi", pct=0.5):
+    """Train a cell whose filters are ranked anew; return its record and the first weights."""
+    tasks = len(sequence.tasks)
+    params = make_params(
+        split={"tasks": tasks},
+        model={"width": 0.02},
+        train={"epochs": 1},
+        visualize={"steps": 1},
+        rank={"metrics": [criterion]},
+        freeze={"metric": criterion},
+        sweep={"metrics": [criterion]},
+    )
+    inputs = make_inputs(params, sequence)
+    masks = frozen_masks(make_orders(params), pct)
+    spec = CellSpec("freeze", 0, head, criterion, pct)
+    return train_cell(store, params, spec, inputs, masks, CPU), inputs.first
+
+
+OWN = "custom.centre_distance:centre_distance"
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("criterion", ["mse", *CONTROLS, *RESPONSES, OWN])
+def test_every_criterion_ranks_anew(store, make_sequence, criterion, head):
+    record, _ = train_ranked(store, make_sequence(tasks=3), criterion, head)
+    row = record["row"]
+    assert (row["status"], row["metric"]) == ("done", criterion)
+    assert [row[f"acc_task{task}"] for task in (1, 2, 3)] == row["R"][3]
+
+
+def test_incomplete_maps_rank_no_further_task(store, make_sequence, monkeypatch):
+    monkeypatch.setattr(reranking, "COMPLETENESS_BOUND", 0)
+    with pytest.raises(InputError, match=r"^saliency\.method: fullgrad's terms miss the logit"):
+        train_ranked(store, make_sequence(tasks=3), "mse")
+    record, _ = train_ranked(store, make_sequence(tasks=3), "taylor")  # it looks at no map
+    assert record["row"]["status"] == "done"
+
+
+def test_four_tasks_with_no_filter_left_to_train(store, make_sequence):
+    record, first = train_ranked(store, make_sequence(tasks=4), "taylor", pct=1.0)
+    assert [len(line) for line in record["row"]["R"]] == [4] * 5
+    assert [epoch["task"] for epoch in record["history"]] == [2, 3, 4]
+    after, _ = load_tensors(store.model_path(record["key"]))
+    body = {name: value for name, value in after.items() if not name.startswith("heads.")}
+    assert all(torch.equal(value, first[name]) for name, value in body.items())
+    heads = [name for name in after if name.startswith("heads.") and name[6] != "0"]
+    assert not any(torch.equal(after[name], first[name]) for name in heads)
 
 
 @pytest.mark.parametrize("head", ["shared", "expanding"])

@@ -7,7 +7,9 @@ import pytest
 import torch
 from torch import nn
 
+from permafrost import check
 from permafrost.data import Batches
+from permafrost.errors import InputError
 from permafrost.experiment import CellInputs, new_network, train_cell, train_first_task
 from permafrost.freezing import batch_norm_after, frozen_filters, functions
 from permafrost.machine import machine_identity
@@ -172,6 +174,27 @@ def test_auto_is_what_the_device_is_fast_at(monkeypatch, amx, avx512, gpu):
         for wanted in ("auto", "float32", "bfloat16"):
             found = resolve_precision(wanted, torch.device(device))
             assert found == expected.get(wanted, wanted)
+    assert resolve_precision("tf32", torch.device("cuda")) == "tf32"
+
+
+def test_tf32_is_refused_on_a_cpu(monkeypatch):
+    with pytest.raises(InputError, match=r"^train\.precision: tf32 needs a GPU; allowed here: \w"):
+        resolve_precision("tf32", CPU)
+    with pytest.raises(ValueError, match=r"train\.precision: tf32 needs a GPU"):
+        Params(train={"precision": "tf32"}, runtime={"device": "cpu"})
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(check, "read_params", lambda: Params(train={"precision": "tf32"}))
+    monkeypatch.setattr(check, "_require_git", lambda root: None)
+    with pytest.raises(InputError, match=r"^train\.precision: tf32 needs a GPU"):
+        check.check_all()
+
+
+@pytest.mark.gpu
+def test_tf32_is_recorded_as_asked_for_on_a_gpu():
+    device = torch.device("cuda")
+    known = {wanted: machine_identity(device, wanted) for wanted in ("float32", "tf32")}
+    assert known["tf32"]["precision"] == "tf32"
+    assert known["tf32"] != known["float32"]
 
 
 class Through:

@@ -10,6 +10,7 @@ from permafrost import pictures
 from permafrost.evaluation import Interval, confidence_interval
 from permafrost.params import Params
 from permafrost.pictures import draw_trade_off
+from permafrost.stages import report
 from permafrost.stages.evaluate import summarise
 from permafrost.stages.report import tables
 
@@ -82,16 +83,57 @@ def test_the_variants_intervals_stay_within_what_is_possible():
     assert json.dumps(summary, allow_nan=False)
 
 
+def three_tasks(**more) -> str:
+    rows = [row(0, acc_task3=0.25, R=[[]] * 3 + [[0.85, 0.5, 0.25]])]
+    choices = {"shared": {"freeze": {"chosen": {"pct": 0.125}, "trials": []}}}
+    split = {"tasks": 3, "classes_per_task": 3}
+    return tables(rows, Params(seeds=[0], split=split, **more), choices)
+
+
+def test_the_tables_of_three_tasks():
+    text = three_tasks()
+    assert "| task 1 | task 2 | task 3 | mean | forgetting |" in text
+    assert "| 85.0 | 50.0 | 25.0 | 70.0 | 10.0 |" in text
+    assert "on the earlier tasks lie below their best, mean over these tasks" in text
+    assert "task 1 has lost" not in text + written([0])
+
+
+def test_the_seeds_two_tasks_are_not_set_beside_three():
+    assert "seed: task 1" not in three_tasks(profile="paper")
+    assert "the seed reports" not in three_tasks(profile="paper")
+
+
+def test_the_plot_of_three_tasks(drawn, monkeypatch, tmp_path):
+    monkeypatch.setattr(report, "TRADE_OFF_POINTS", tmp_path / "points.json")
+    params = Params(seeds=[0], split={"tasks": 3, "classes_per_task": 3})
+    more = {"acc_task3": 0.25, "R": [[]] * 3 + [[0.75, 0.5, 0.25]]}
+    report._draw([row(0, **more), row(0, "finetune", **more)], params)
+    (found,) = json.loads((tmp_path / "points.json").read_text())
+    assert found == {"ranked_by": "mse", "frozen": 0.125, "kept": 0.625, "learned": 0.25}
+    axis = drawn.figures[-1].axes[0]
+    assert axis.get_xlabel() == "learned: accuracy on task 3, %"
+    assert axis.get_ylabel() == "kept: mean accuracy on tasks 1 to 2, %"
+    for line in axis.containers:
+        assert line[0].get_xydata().tolist() == [[25.0, 62.5]]
+
+
+def test_the_plot_of_two_tasks_names_them(drawn):
+    axis = drawn([], [point(1, label="x")]).axes[0]
+    assert axis.get_xlabel() == "learned: accuracy on task 2, %"
+    assert axis.get_ylabel() == "kept: accuracy on task 1, %"
+
+
 @pytest.fixture
 def drawn(monkeypatch):
     """Return what draws a plot and returns its axis."""
     figures = []
     monkeypatch.setattr(pictures, "_save", lambda figure, _path: figures.append(figure))
 
-    def draw(points, single):
-        draw_trade_off(None, points, single)
+    def draw(points, single, tasks=2):
+        draw_trade_off(None, points, single, tasks)
         return figures[-1]
 
+    draw.figures = figures
     yield draw
     for figure in figures:
         mpl.pyplot.close(figure)
@@ -99,7 +141,7 @@ def drawn(monkeypatch):
 
 def point(number: int, *values: float, **more) -> dict:
     interval = confidence_interval(values or [0.01 * number])
-    return {"acc_task1": interval, "acc_task2": interval, **more}
+    return {"kept": interval, "learned": interval, **more}
 
 
 @pytest.mark.parametrize(("lines", "others"), [(1, 2), (4, 10), (10, 20), (0, 13), (0, 14)])
@@ -124,7 +166,7 @@ def test_the_legend_hides_no_line(drawn):
 
 def test_bars_are_the_intervals(drawn):
     interval = Interval(0.9, 0.0, 0.95)
-    figure = drawn([], [{"label": "x", "acc_task1": interval, "acc_task2": interval}])
+    figure = drawn([], [{"label": "x", "kept": interval, "learned": interval}])
     across, up = figure.axes[0].containers[0][2]
     assert across.get_segments()[0][:, 0].tolist() == pytest.approx([0, 95])
     assert up.get_segments()[0][:, 1].tolist() == pytest.approx([0, 95])

@@ -5,6 +5,7 @@ from pathlib import Path
 from permafrost.errors import InputError
 from permafrost.stages.split import make_tasks
 from permafrost.stages.workspace import prepare_device, project_root, read_params
+from permafrost.training import resolve_precision
 
 
 def check_all() -> str:
@@ -18,6 +19,7 @@ def check_all() -> str:
     params = read_params()
     _require_git(project_root())
     device = prepare_device(params)
+    resolve_precision(params.train.precision, device)
     for seed in params.seeds if params.split.selection == "random" else params.seeds[:1]:
         sequence = make_tasks(params, seed)
     tasks = "; ".join(

@@ -483,9 +483,10 @@ def _results(key: str, params: Params, spec: CellSpec, progress: Progress) -> di
         row[f"acc_task{task + 1}"] = matrix[-1][task]
         row[f"acc_task{task + 1}_before"] = matrix[1][task]
         row[f"acc_task{task + 1}_init"] = matrix[0][task]
-    pruned = [epoch for epoch in progress.history if epoch["phase"] == RETRAIN]
-    if pruned:  # R[1][1] is from before pruning
-        row["acc_task1_pruned"] = pruned[-1]["acc_task1"]
+    for epoch in progress.history:
+        if epoch["phase"] == RETRAIN:  # R[t][t] is from before pruning; the last epoch counts
+            pruned = f"acc_task{epoch['task'] - 1}"
+            row[f"{pruned}_pruned"] = epoch[pruned]
     return {"row": row, "R_classes": by_class, "history": progress.history}
 
 

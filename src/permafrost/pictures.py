@@ -19,7 +19,7 @@ _LABEL_SHOWN = 40  # characters of a line's name, which is beside the plot
 _MARKERS = "os^DvP*X<>"  # as many as colours; each round of ten pairs them differently
 _STROKES = ("-", "--", ":", "-.")
 _LEGEND_ROWS = 26
-_AXES = ("acc_task2", "acc_task1")
+_AXES = ("learned", "kept")
 
 
 def _pyplot() -> Any:
@@ -172,18 +172,24 @@ def draw_best_and_worst(
 
 
 def draw_trade_off(
-    path: Path, points: Sequence[Mapping[str, Any]], single: Sequence[Mapping[str, Any]]
+    path: Path,
+    points: Sequence[Mapping[str, Any]],
+    single: Sequence[Mapping[str, Any]],
+    tasks: int,
 ) -> None:
-    """Draw accuracy on task 1 against task 2 along pct, one line for each metric.
+    """Draw accuracy on the earlier tasks against the last one's along pct, a line for each metric.
 
     Parameters
     ----------
     path : Path
         The picture to write.
     points : sequence of mapping
-        ``metric``, ``pct`` and the intervals ``acc_task1`` and ``acc_task2``.
+        ``metric``, ``pct`` and the intervals ``kept``, of the mean over the tasks before the last,
+        and ``learned``, of the last task.
     single : sequence of mapping
         Other strategies: ``label`` and the two intervals.
+    tasks : int
+        T.
     """
     metrics = list(dict.fromkeys(point["metric"] for point in points))
     count = len(metrics) + len(single)
@@ -195,7 +201,7 @@ def draw_trade_off(
         for point in line:
             axis.annotate(
                 share(point["pct"]),
-                (100 * point["acc_task2"].mean, 100 * point["acc_task1"].mean),
+                (100 * point["learned"].mean, 100 * point["kept"].mean),
                 textcoords="offset points",
                 xytext=(4, 4),
                 fontsize=7,
@@ -203,8 +209,9 @@ def draw_trade_off(
             )
     for number, point in enumerate(single, start=len(metrics)):
         _error_bars(axis, [point], point["label"], number, linestyle="none")
-    axis.set_xlabel("learned: accuracy on task 2, %")
-    axis.set_ylabel("kept: accuracy on task 1, %")
+    earlier = "accuracy on task 1" if tasks == 2 else f"mean accuracy on tasks 1 to {tasks - 1}"
+    axis.set_xlabel(f"learned: accuracy on task {tasks}, %")
+    axis.set_ylabel(f"kept: {earlier}, %")
     bars = any(p[name].low is not None for p in [*points, *single] for name in _AXES)
     title = "Kept and learned" + ("; bars are 95% intervals over the seeds" if bars else "")
     axis.set_title(title, fontsize=10)
@@ -219,8 +226,8 @@ def _error_bars(
 ) -> Any:
     across, up = (_bars([point[name] for point in points]) for name in _AXES)
     return axis.errorbar(
-        [100 * point["acc_task2"].mean for point in points],
-        [100 * point["acc_task1"].mean for point in points],
+        [100 * point["learned"].mean for point in points],
+        [100 * point["kept"].mean for point in points],
         xerr=across,
         yerr=up,
         color=f"C{number % 10}",

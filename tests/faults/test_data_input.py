@@ -942,11 +942,12 @@ def draw_all(folder: Path, names: list[str]) -> dict[str, bytes]:
         filter_maps={"conv": torch.rand(2, 8, 8, generator=draw)},
         class_maps=maps,
     )
-    half = {"acc_task1": Interval(0.5, None, None), "acc_task2": Interval(0.5, None, None)}
+    half = {"kept": Interval(0.5, None, None), "learned": Interval(0.5, None, None)}
     points = [{"metric": name, "pct": 0.5} | half for name in names]
     draw_saliency(folder / "saliency.png", names, images, maps, maps, names[0])
     draw_best_and_worst(folder / "rank.png", names, evidence, "mse")
-    draw_trade_off(folder / "trade_off.png", points, [{"label": name} | half for name in names])
+    single = [{"label": name} | half for name in names]
+    draw_trade_off(folder / "trade_off.png", points, single, 2)
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 

@@ -42,12 +42,12 @@ def run() -> None:
             [
                 {
                     "seed": seed,
-                    "epoch": row["epoch"],
+                    "epoch": epoch,
                     "task": name.removeprefix("acc_task"),
                     "accuracy": row[name],
                 }
                 for seed, record in zip(params.seeds, records, strict=True)
-                for row in record["history"]
+                for epoch, row in enumerate(record["history"], start=1)  # numbered through
                 for name in (f"acc_task{task + 1}" for task in range(params.split.tasks))
                 if name in row
             ],

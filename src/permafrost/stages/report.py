@@ -120,7 +120,8 @@ def _failures(rows: list[Row]) -> list[str]:
 def _preamble(params: Params) -> str:
     return (
         f"Test accuracy in percent after the last task: {_average(params.seeds)}. "
-        "Forgetting is what task 1 has lost since it was learned."
+        "Forgetting is how far the accuracies on the earlier tasks lie below their best, mean over "
+        "these tasks (Chaudhry et al. 2018)."
     )
 
 
@@ -144,7 +145,7 @@ def _by_pct(rows: list[Row], params: Params) -> list[str]:
         lines = [(["0% (fine-tuning)"], _of(rows, "finetune"))]
         lines += [([f"{share(g['pct'])}"], found) for g, found in groups(members, "pct")]
         lines += [(["all (linear probe)"], _of(rows, "linear_probe"))]
-        quoted = params.profile == "paper" and group["metric"] == "mse"
+        quoted = _quotes_the_seed(params) and group["metric"] == "mse"
         parts += [
             f"### By share of frozen filters, ranked by {escape(group['metric'])}",
             accuracy_table(
@@ -258,9 +259,13 @@ def _seed_column(
     return lambda first, _rows: figures.get(first[0], ("–", "–"))
 
 
+def _quotes_the_seed(params: Params) -> bool:
+    return params.profile == "paper" and params.split.tasks == 2  # the seed has no third
+
+
 def _assumptions(params: Params) -> list[str]:
     """List what the seed does not say, where its figures are quoted."""
-    if params.profile != "paper":
+    if not _quotes_the_seed(params):
         return []
     model, train = params.model, params.train
     return [
@@ -291,15 +296,15 @@ def _draw(rows: list[Row], params: Params) -> None:
     ]
     others = [_with_label(row, params) for row in mine if row["strategy"] != "freeze"]
     single = [_point(group, members) for group, members in groups(others, "label")]
-    draw_trade_off(TRADE_OFF_PICTURE, points, single)
+    draw_trade_off(TRADE_OFF_PICTURE, points, single, params.split.tasks)
     save_json(
         TRADE_OFF_POINTS,
         [
             {
                 "ranked_by": point["metric"],
                 "frozen": point["pct"],
-                "kept_task1": point["acc_task1"].mean,
-                "learned_task2": point["acc_task2"].mean,
+                "kept": point["kept"].mean,
+                "learned": point["learned"].mean,
             }
             for point in points
         ],
@@ -313,7 +318,15 @@ def _with_label(row: Row, params: Params) -> Row:
 
 
 def _point(group: Row, members: list[Row]) -> dict[str, Any]:
-    return group | {name: measure(members, name) for name in ("acc_task1", "acc_task2")}
+    return group | {
+        name: measure(map(_kept_and_learned, members), name) for name in ("kept", "learned")
+    }
+
+
+def _kept_and_learned(row: Row) -> Row:
+    """Return the mean accuracy on the tasks before the last, and that on the last."""
+    *earlier, last = row["R"][-1]
+    return {"kept": sum(earlier) / len(earlier), "learned": last}
 
 
 def _pictures(params: Params) -> dict[str, Path]:

@@ -57,7 +57,7 @@ def run(seed: int) -> None:
     with open_stage("train_second", seed) as workspace:
         params = workspace.params
         epochs = params.train.epochs * (params.split.tasks - 1)
-        with progress_bar(f"second task, seed {seed}", epochs) as advance:
+        with progress_bar(f"further tasks, seed {seed}", epochs) as advance:
             record = train_cell(
                 workspace.store,
                 params,

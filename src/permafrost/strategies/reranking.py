@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from permafrost.data import Batches, Normalization
+from permafrost.errors import InputError
 from permafrost.explain import (
     ClassSaliency,
     Reading,
@@ -38,7 +39,7 @@ BATCH_SIZE = 64
 COMPLETENESS_BOUND = 1e-4
 
 
-class IncompleteSaliency(RuntimeError):
+class IncompleteSaliency(InputError):
     """The terms of a decomposition do not add up to the logit: the maps cannot be trusted."""
 
 
@@ -106,7 +107,8 @@ def explain_classes(
     error = saliency.completeness
     if error is not None and error > COMPLETENESS_BOUND and is_piecewise_linear(model):
         raise IncompleteSaliency(
-            f"{method}'s terms miss the logit by {error:.1e}, more than {COMPLETENESS_BOUND}"
+            f"saliency.method: {method}'s terms miss the logit by {error:.1e}, more than "
+            f"{COMPLETENESS_BOUND:.0e}, so that its maps cannot be trusted; choose another method"
         )
     return saliency
 
