@@ -127,9 +127,22 @@ def visualize_filters(
     Notes
     -----
     All batches of a call have the same size, at least 2: the last one is filled up by repeating its
-    last filter. In float32 a batch of 1 takes other kernels on a CPU, and Adam's sign-like step
-    turns their rounding into visibly different images of deep filters; batches of 2 and more agree
-    bit for bit.
+    last filter. In float32 a batch of 1 takes other kernels on a CPU, whose rounding would show in
+    the pictures of deep filters; batches of 2 and more agree bit for bit.
+
+    In float32 a deep filter's picture is one of several that are equally right. The gradient jumps
+    where a ReLU or the choice of a max pooling switches. Among the many units below a deep filter
+    some come so close to their switch that rounding decides, and from there on two correct programs
+    (another library, device or number of threads) take different paths. Filters on whose way no
+    unit switches agree to rounding. Adam's epsilon has no part in it: gradients are far larger.
+
+    Measured on VGG16-BN of width 0.25, trained on digits, between oneDNN's convolutions and
+    PyTorch's own: of the second block's filters 15 to 34% have pictures that differ by more than
+    0.01, of the last block's 63 to 70%, by up to 2.5 where pictures move by 3.0 at most. Spearman's
+    correlation of their scores by MSE falls from 1.00 in the first two blocks to 0.77 in the
+    deepest layer. Another start image changes more: 0.88 in the third block's first layer, none
+    left in the deepest. In float64 the programs agree; on a CPU that takes three to four times as
+    long. For pictures that anyone can recompute, pass the model and `start` in float64.
     """
     chosen = _check(model, layer, filters, start, batch_size)
     images = start.new_empty(len(chosen), *start.shape)

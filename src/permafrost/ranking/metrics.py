@@ -4,6 +4,11 @@ A map metric is a pure function of filter maps (F, H, W) and class maps (C, H, W
 It declares by :func:`map_metric` whether a higher score means more alike. All metrics here compare
 maps that are min-max rescaled one by one, work in float64 and return float32, so that the rounding
 of a sum's last bits does not decide between filters that are equal.
+
+The filter maps themselves do depend on rounding in deep layers: two correct float32 programs order
+the deepest layer's filters differently, and two start images more so
+(:func:`permafrost.explain.visualize_filters`, Notes). A map metric's order of deep filters is to
+that extent chance.
 """
 
 import hashlib
