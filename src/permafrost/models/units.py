@@ -118,7 +118,8 @@ def trace_flow(model: nn.Module, images: Tensor | None = None) -> Flow:
     # The one registered first need not be the one that takes the image.
     channels = {conv.in_channels for conv in convs.values()} & {1, 3} or {first.in_channels}
     for colours, side in product(sorted(channels, reverse=True), _SIDES):
-        example = first.weight.new_zeros(2, colours, side, side)
+        # Not its `weight`: to compute a derived one may change the layer's state in training mode.
+        example = next(first.parameters()).new_zeros(2, colours, side, side)
         flow, error = _follow(model, example)
         if error is None or flow.runs.keys() == convs.keys():
             return flow

@@ -372,32 +372,6 @@ def get_metric(name: str) -> MapMetric:
     return cast(MapMetric, metric)
 
 
-def own_code(name: str) -> list[str] | None:
-    """Return hashes of the code of a user's own metric, with all of its package.
-
-    Parameters
-    ----------
-    name : str
-        As for :func:`get_metric`.
-
-    Returns
-    -------
-    digests : list of str
-        Of each of the package's folders, as they were when the metric was first imported; None for
-        a metric of ``METRICS``.
-
-    Raises
-    ------
-    InputError
-        As by :func:`get_metric`.
-    """
-    get_metric(name)
-    if name in METRICS:
-        return None
-    _, digests = _imported(name.partition(":")[0])
-    return digests
-
-
 @cache
 def _imported(module_name: str) -> tuple[ModuleType, list[str]]:
     """Import a user's module; return it and the hash of its package, whatever becomes of that."""
@@ -501,7 +475,9 @@ def _centred(rows: Tensor) -> Tensor:
 def _average_ranks(rows: Tensor) -> Tensor:
     """Ranks (from 1) of each row's values in float64; ties share the mean of their ranks."""
     # NumPy's sort uses vector instructions, several times as fast as PyTorch's on a CPU.
-    values = rows.cpu().numpy()
+    # It does not know bfloat16.
+    wide = torch.promote_types(rows.dtype, torch.float32) if rows.is_floating_point() else None
+    values = rows.detach().to("cpu", wide).numpy()
     order = np.argsort(values, axis=1)
     ordered = np.take_along_axis(values, order, axis=1)
     starts = np.ones(values.shape, dtype=bool)  # where a run of equal values begins
