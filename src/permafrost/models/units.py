@@ -44,6 +44,14 @@ def is_norm(module: nn.Module) -> bool:
     return all(isinstance(values, Tensor) and values.ndim == 1 for values in kept)
 
 
+def runs_as(module: nn.Module, base: type[nn.Module]) -> bool:
+    """Return whether a module computes what its base class does: it has no own ``forward``."""
+    return isinstance(module, base) and all(
+        getattr(type(module), name, None) is getattr(base, name, None) and name not in vars(module)
+        for name in ("forward", "_conv_forward")
+    )
+
+
 @contextmanager
 def recording_flow(model: nn.Module) -> Iterator[Flow]:
     """Within the block, note which convolutions run and which norm takes the output of which.
