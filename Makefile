@@ -2,7 +2,7 @@
 # that is installed, or else by one that pip puts into .venv.
 
 .DEFAULT_GOAL := help
-.PHONY: help repro test torture bench ui lint audit clean
+.PHONY: help repro test torture networks bench ui lint audit clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -34,6 +34,9 @@ test: $(READY) ## run the tests
 
 torture: $(READY) ## the long form of the fault tests: a table and metrics/torture.json
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -v -n 2 --dist worksteal tests/faults --torture
+
+networks: $(READY) ## what holds of torchvision's networks, measured anew: docs/networks.md
+	@$(BIN)/python -m pytest tests/test_families.py --networks
 
 bench: $(READY) ## measure the jobs beside plain code: a table and benchmarks/latest.json
 	@PATH="$$PATH:$(CURDIR)/$(BIN)" uv sync --quiet --locked --inexact --group bench --python $(BIN)/python

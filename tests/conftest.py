@@ -41,6 +41,11 @@ from project import Project
 LONGEST = ("test_kill.py", "test_disk.py", "test_pipeline.py", "test_stages.py")
 
 
+def pytest_addoption(parser):
+    """Add the long form of the table of networks."""
+    parser.addoption("--networks", action="store_true", help="measure all networks' table anew")
+
+
 def pytest_collection_modifyitems(items):
     """Begin with the longest files, so that no worker is left alone with one at the end."""
     places = {name: place for place, name in enumerate(LONGEST)}

@@ -561,7 +561,8 @@ def test_smooth_completeness_is_the_worst_copys():
             return self.network(images) + 1
 
     images, targets = some_images()
-    result = class_saliency(Broken(), [(images, targets)], 4, method="smooth_fullgrad")
+    with pytest.warns(UserWarning, match="no module"):
+        result = class_saliency(Broken(), [(images, targets)], 4, method="smooth_fullgrad")
     assert result.completeness > 1e-2
 
 

@@ -213,6 +213,22 @@ def test_arguments_are_left_alone_and_strides_do_not_matter(name):
 
 
 @pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_maps_score_as_in_float64(name, dtype):
+    filters, classes = random_maps(4, seed=1).to(dtype), random_maps(3, seed=2).to(dtype)
+    scores = METRICS[name](filters, classes)
+    assert scores.dtype == torch.float32
+    assert torch.equal(scores, METRICS[name](filters.double(), classes.double()))
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_maps_may_require_a_gradient(name):
+    filters, classes = random_maps(4, seed=1), random_maps(3, seed=2)
+    scores = METRICS[name](filters.clone().requires_grad_(), classes)
+    assert torch.equal(scores.detach(), METRICS[name](filters, classes))
+
+
+@pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_maps_that_are_not_finite_are_refused(name, value):
     good, bad = random_maps(2), random_maps(2)

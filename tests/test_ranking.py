@@ -19,6 +19,7 @@ from permafrost.ranking import (
     frozen_mask,
     known_criteria,
     order_filters,
+    own_code,
     score_filters,
 )
 
@@ -118,6 +119,25 @@ def test_random_leaves_the_global_generator_alone():
     assert torch.equal(torch.get_rng_state(), before)
 
 
+@pytest.fixture
+def float64_by_default():
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(before)
+
+
+INPUT = make_evidence()
+EXPECTED = {criterion: score_filters(criterion, INPUT) for criterion in known_criteria()}
+
+
+@pytest.mark.parametrize("criterion", EXPECTED)
+def test_the_default_type_makes_no_difference(criterion, float64_by_default):
+    for layer, scores in score_filters(criterion, INPUT).items():
+        assert scores.dtype == torch.float32
+        assert torch.equal(scores, EXPECTED[criterion][layer])
+
+
 def test_random_is_uniform_over_the_filters():
     weights = {f"conv{i}": torch.empty(8, 1, 1, 1) for i in range(400)}
     scores = score_filters("random", Evidence(weights=weights, seed=1))
@@ -149,6 +169,16 @@ def test_known_criteria_are_all_usable():
             "conv0": 4,
             "conv1": 6,
         }
+
+
+@pytest.mark.parametrize("name", known_criteria())
+def test_built_in_criteria_are_no_code_of_the_users(name):
+    assert own_code(name) is None
+
+
+def test_unknown_criteria_have_no_code():
+    with pytest.raises(InputError, match="criterion 'mze' is unknown"):
+        own_code("mze")
 
 
 def test_a_new_criterion_is_one_entry(monkeypatch):

@@ -1,7 +1,9 @@
 """Response criteria against loops over single images, LRP by hand, and a model left as it was."""
 
 import copy
+import gc
 import math
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,11 +11,17 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.utils import prune
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torchvision.ops import FrozenBatchNorm2d
 
 from permafrost.artifacts import load_tensors, save_tasks, save_tensors
 from permafrost.data import Batches
 from permafrost.errors import InputError
 from permafrost.experiment import new_network
+from permafrost.explain import conv_layers
+from permafrost.freezing import batch_norm_after
+from permafrost.models.units import is_norm
 from permafrost.params import Params
 from permafrost.ranking import (
     CONTROLS,
@@ -101,7 +109,7 @@ def share_out(layer, x, relevance):
     """Hand relevance down in proportion to what each input adds to each output."""
     x = x.detach().requires_grad_()
     z = layer(x)
-    shares = relevance / (z + torch.where(z < 0, -1e-9, 1e-9))
+    shares = relevance / (z + torch.where(z < 0, -1e-13, 1e-13))
     return x.detach() * torch.autograd.grad((z * shares.detach()).sum(), x)[0]
 
 
@@ -269,11 +277,346 @@ def test_relevance_leaves_a_units_bias_out_even_where_nothing_else_moves_it():
     assert all(torch.isfinite(values).all() for values in relevance.values())
 
 
-def test_relevance_needs_rules_for_all_modules():
-    model = nn.Sequential(nn.Conv2d(3, 2, 1), nn.SiLU(), nn.Flatten(), nn.Linear(180, CLASSES))
-    with pytest.raises(TypeError, match="SiLU"):
-        respond(model.double(), ["relevance"])
-    assert respond(model, ["taylor"])["taylor"]["0"].shape == (2, CLASSES)
+class Written(nn.Module):
+    """One function, as modules or as written into `forward`."""
+
+    def __init__(self, kind, activation=nn.ReLU):
+        super().__init__()
+        torch.manual_seed(0)
+        self.kind = kind
+        self.conv1, self.conv2, self.conv3 = (nn.Conv2d(i, 6, 3, padding=1) for i in (3, 6, 6))
+        self.norm, self.act = nn.BatchNorm2d(6), activation()
+        nn.init.uniform_(self.norm.weight, -1.5, 1.5)
+        # So much that no filter is active by its bias alone.
+        nn.init.uniform_(self.norm.bias, 0.3, 1)
+        nn.init.uniform_(self.conv1.bias, 1, 2)
+        self.pool, self.flatten, self.head = nn.AvgPool2d(9), nn.Flatten(), nn.Linear(6, CLASSES)
+        self.double().eval()
+
+    def forward(self, x):
+        if self.kind == "modules":
+            x = self.act(self.norm(self.conv2(self.act(self.conv1(x)))))
+            return self.head(self.flatten(self.pool(self.act(self.conv3(x)))))
+        x = self.conv1(x).relu()
+        if self.kind == "functions":
+            x = F.conv2d(input=x, weight=self.conv2.weight, bias=self.conv2.bias, padding=1)
+            x = F.relu_(F.conv2d(F.relu(self.norm(x)), self.conv3.weight, self.conv3.bias, 1, 1))
+        else:
+            y = self.conv3(F.relu(self.norm(self.conv2(x))))
+            x = F.relu(x + y if self.kind == "sum" else torch.cat([x, y], 1)[:, 3:9])
+        return F.linear(x.mean((2, 3)), self.head.weight, self.head.bias)
+
+
+def square_images():
+    return labelled_images()[0][..., :9], labelled_images()[1]
+
+
+def kept_logits(model, images, labels):
+    """Return the labels' logits less the bias of the last layer."""
+    return (model(images) - model.head.bias).gather(1, labels[:, None])[:, 0].detach()
+
+
+def test_relevance_of_functions_is_that_of_modules():
+    images, labels = square_images()
+    expected, found = (
+        FilterRelevance(Written(kind))(images, labels) for kind in ("modules", "functions")
+    )
+    # The second convolution and the third are functions: only the first is a filter's layer.
+    assert list(found) == ["conv1"]
+    torch.testing.assert_close(found["conv1"], expected["conv1"], rtol=1e-10, atol=1e-14)
+
+
+@pytest.mark.parametrize("kind", ["sum", "concatenation"])
+def test_relevance_runs_through_sums_and_concatenations(kind):
+    images, labels = square_images()
+    model = Written(kind)
+    found = FilterRelevance(model)(images, labels)
+    assert list(found) == ["conv1", "conv2", "conv3"]
+    # Where the paths meet again, the first layer holds all of it.
+    kept = kept_logits(model, images, labels)
+    torch.testing.assert_close(found["conv1"].sum(1), kept, rtol=1e-8, atol=1e-12)
+    assert (found["conv3"].sum(1) - kept).abs().min() > 1e-4
+
+
+@pytest.mark.parametrize(
+    "activation", [nn.ReLU6, nn.SiLU, nn.Hardswish, nn.GELU, nn.ELU, nn.LeakyReLU, nn.Tanh]
+)
+def test_activations_pass_relevance_on(activation):
+    images, labels = square_images()
+    model = Written("modules", activation)
+    kept = kept_logits(model, images, labels)
+    for values in FilterRelevance(model)(images, labels).values():
+        torch.testing.assert_close(values.sum(1), kept, rtol=1e-8, atol=1e-12)
+    if activation in (nn.ReLU6, nn.SiLU, nn.Hardswish, nn.ELU):
+        again = Written("modules", lambda: activation(inplace=True))
+        again = FilterRelevance(again)(images, labels)
+        for name, values in FilterRelevance(model)(images, labels).items():
+            torch.testing.assert_close(again[name], values, rtol=1e-10, atol=1e-14)
+
+
+def test_relevance_of_signed_inputs_by_hand():
+    model = nn.Sequential(nn.Conv2d(1, 2, 1), nn.Conv2d(2, 1, 1), nn.Flatten(), nn.Linear(1, 1))
+    with torch.no_grad():
+        for index, values in ((0, [3.0, -2]), (1, [2.0, -4]), (3, [1.0])):
+            model[index].weight.copy_(torch.tensor(values).view_as(model[index].weight))
+            model[index].bias.zero_()
+        model[1].bias.fill_(7)
+    # The first layer gives 3 and -2; times 2 and -4 they raise the second by 6 and 8, to 21.
+    found = FilterRelevance(model)(torch.ones(1, 1, 1, 1), torch.tensor([0]))
+    torch.testing.assert_close(found["1"], torch.tensor([[21.0]], dtype=torch.float64))
+    torch.testing.assert_close(found["0"], torch.tensor([[9.0, 12]], dtype=torch.float64))
+
+
+def captum_relevance(model, images, labels):
+    """LRP by captum, which sees modules only, on folded norms."""
+    from captum.attr import LayerLRP
+    from captum.attr._utils.lrp_rules import Alpha1_Beta0_Rule, EpsilonRule
+
+    network = copy.deepcopy(model).eval().double()
+    for conv, norm in batch_norm_after(network).items():
+        folded = fuse_conv_bn_eval(*(network.get_submodule(name) for name in (conv, norm)))
+        network.set_submodule(conv, folded)
+        network.set_submodule(norm, nn.Identity())
+    layers = conv_layers(network)
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            module.rule = Alpha1_Beta0_Rule(set_bias_to_zero=True)
+        elif isinstance(module, nn.Flatten | nn.Identity):
+            module.rule = EpsilonRule()
+    inputs = images.double().requires_grad_()
+    relevance = LayerLRP(network, list(layers.values())).attribute(inputs, target=labels)
+    return {name: v.detach().sum((2, 3)) for name, v in zip(layers, relevance, strict=True)}
+
+
+def test_relevance_equals_captums(make_network):
+    network = make_network(classes=CLASSES)
+    for norm in filter(is_norm, network.modules()):
+        nn.init.uniform_(norm.weight, -1.5, 1.5)
+        nn.init.uniform_(norm.bias, -0.3, 0.3)
+        nn.init.uniform_(norm.running_mean, -0.3, 0.3)
+    images, labels = torch.randn(6, 3, 32, 32), torch.arange(6) % CLASSES
+    model = network.view("shared", 0, 1)
+    expected = captum_relevance(model, images, labels)
+    found = FilterRelevance(model)(images, labels)
+    assert list(found) == list(expected)
+    for name, values in found.items():
+        scale = expected[name].abs().max().item()
+        torch.testing.assert_close(values, expected[name], rtol=1e-5, atol=1e-6 * scale)
+        assert torch.equal(values.sum(0).argsort(), expected[name].sum(0).argsort())
+
+
+class Head(nn.Module):
+    """One convolution and what is to be explained behind it."""
+
+    def __init__(self, behind):
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.behind, self.head = nn.Conv2d(3, 4, 3), behind, nn.Linear(4, CLASSES)
+        self.double().eval()
+
+    def forward(self, x):
+        return self.head(self.behind(F.relu(self.conv(x))).mean((2, 3)))
+
+
+class Function(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x)
+
+
+@pytest.mark.parametrize(
+    "behind",
+    [
+        Function(lambda x: x * torch.sigmoid(x.mean((2, 3), keepdim=True))),
+        Function(lambda x: x.softmax(1)),
+        Function(lambda x: x + 0.5),
+        Function(lambda x: F.layer_norm(x, x.shape[1:])),
+        nn.GroupNorm(2, 4),
+        nn.Sigmoid(),
+        nn.Softplus(),
+    ],
+)
+def test_relevance_that_is_not_conserved_is_refused(behind):
+    model = Head(behind)
+    with pytest.raises(ValueError, match=r"'relevance' cannot explain.*conserved") as e:
+        respond(model, ["relevance"])
+    assert "\n" not in str(e.value)
+    assert respond(model, ["taylor"])["taylor"]["conv"].shape == (4, CLASSES)
+
+
+@pytest.mark.parametrize("behind", [nn.BatchNorm2d(4), nn.ConvTranspose2d(4, 4, 2)])
+def test_what_biases_keep_is_known(behind):
+    if isinstance(behind, nn.BatchNorm2d):
+        nn.init.uniform_(behind.running_mean, -0.5, 0.5)
+        nn.init.uniform_(behind.bias, -0.5, 0.5)
+    values = FilterRelevance(Head(behind))(*labelled_images())["conv"]
+    assert (values != 0).any()
+
+
+def test_relevance_keeps_no_graph():
+    images, labels = labelled_images()
+    model = small_network()
+    for values in FilterRelevance(model)(images, labels).values():
+        assert not values.requires_grad
+    for layers in respond(model).values():
+        assert not any(values.requires_grad for values in layers.values())
+
+
+def test_no_batch_is_kept_for_a_backward_pass():
+    class Kept:
+        def __init__(self, tensor):
+            self.tensor = tensor
+
+    kept, ever, counts = weakref.WeakSet(), [], []
+
+    def keep(tensor):
+        ever.append(1)
+        kept.add(box := Kept(tensor))
+        return box
+
+    def batches():
+        for batch in in_batches(*labelled_images()):
+            yield batch
+            gc.collect()
+            counts.append(len(kept))
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda box: box.tensor):
+        filter_responses(small_network(), batches(), CLASSES, RESPONSES)
+    assert ever
+    assert counts == [0, 0, 0]
+
+
+# Which module a filter's feature map is read from
+
+
+class Grouped(nn.Module):
+    """Norms are registered behind all convolutions; one head runs in training only."""
+
+    def __init__(self, norm=nn.BatchNorm2d):
+        super().__init__()
+        torch.manual_seed(0)
+        self.second, self.first = nn.Conv2d(6, 6, 3), nn.Conv2d(3, 6, 3)
+        self.auxiliary = nn.Conv2d(6, 6, 1)
+        self.norms = nn.ModuleList([norm(6), norm(6)])
+        self.head = nn.Linear(6, CLASSES)
+        for module in self.norms:
+            nn.init.uniform_(module.running_mean, -0.5, 0.5)
+            nn.init.uniform_(module.weight, -1.5, 1.5)
+            nn.init.uniform_(module.bias, -0.3, 0.3)
+        self.double().eval()
+
+    def forward(self, x):
+        x = F.relu(self.norms[0](self.first(x)))
+        if self.training:
+            self.auxiliary(x)
+        self.maps = self.norms[1](self.second(x))
+        return self.head(F.relu(self.maps).mean((2, 3)))
+
+
+@pytest.mark.parametrize("norm", [nn.BatchNorm2d, nn.SyncBatchNorm, FrozenBatchNorm2d])
+def test_feature_maps_lie_behind_the_norm_of_the_data_flow(norm):
+    model, (images, labels) = Grouped(norm), labelled_images()
+    scores = respond(model)
+    model(images)
+    maps = model.maps.detach().abs().mean((2, 3))
+    expected = torch.stack([maps[labels == label].mean(0) for label in range(CLASSES)], 1)
+    torch.testing.assert_close(scores["activation"]["second"], expected, rtol=1e-8, atol=1e-12)
+    kept = kept_logits(model, images, labels)
+    expected = torch.stack([kept[labels == label].mean() for label in range(CLASSES)])
+    torch.testing.assert_close(scores["relevance"]["second"].sum(0), expected)
+    gammas = network_evidence(model, 0).gammas
+    assert torch.equal(gammas["second"], model.norms[1].weight.detach())
+    for layers in scores.values():
+        assert list(layers) == ["first", "second"]  # as they run
+
+
+def test_what_does_not_run_is_no_filter():
+    model = Grouped()
+    evidence = network_evidence(model, 0)
+    assert sorted(evidence.weights) == ["first", "second"]
+    evidence = replace(evidence, class_scores=respond(model))
+    for criterion in (*CONTROLS, *RESPONSES):
+        assert sorted(score_filters(criterion, evidence)) == ["first", "second"]
+
+
+def test_what_the_logits_do_not_depend_on_counts_nothing():
+    class Idle(Head):
+        def forward(self, x):
+            self.idle = self.behind(x)
+            return self.head(F.relu(self.conv(x)).mean((2, 3)))
+
+    scores = respond(Idle(nn.Conv2d(3, 5, 1)))
+    for criterion in ("taylor", "fisher", "relevance"):
+        assert torch.equal(scores[criterion]["behind"], torch.zeros(5, CLASSES).double())
+    assert (scores["activation"]["behind"] > 0).all()
+
+
+def test_a_norm_that_contains_its_activation():
+    class ActiveNorm(nn.BatchNorm2d):
+        def forward(self, x):
+            return F.relu(super().forward(x))
+
+    model, plain = Grouped(ActiveNorm), Grouped()
+    images, labels = labelled_images()
+    found, expected = respond(model), respond(plain)
+    plain(images)
+    maps = plain.maps.detach().relu().mean((2, 3))
+    active = torch.stack([maps[labels == label].mean(0) for label in range(CLASSES)], 1)
+    torch.testing.assert_close(found["activation"]["second"], active, rtol=1e-8, atol=1e-12)
+    for layer, values in expected["relevance"].items():
+        torch.testing.assert_close(found["relevance"][layer], values, rtol=1e-8, atol=1e-12)
+
+
+def test_a_network_that_cannot_be_followed():
+    class Picky(nn.Sequential):
+        def forward(self, x):
+            assert x.shape[1] == 3
+            assert x.shape[2:] == (9, 10)
+            return super().forward(x)
+
+    model = Picky(*small_network())
+    evidence = network_evidence(model, 0)
+    for criterion in ("random", "magnitude"):
+        assert list(score_filters(criterion, evidence)) == ["0", "4", "8"]
+    with pytest.raises(InputError, match="'bn_gamma' needs a BatchNorm"):
+        score_filters("bn_gamma", evidence)
+    for criterion, layers in respond(model).items():
+        for layer, values in layers.items():
+            assert torch.equal(values, respond(small_network(), [criterion])[criterion][layer])
+
+
+DERIVED = {
+    "weight_norm": nn.utils.weight_norm,
+    "spectral_norm": nn.utils.spectral_norm,
+    "prune": lambda layer: prune.l1_unstructured(layer, "weight", 0.5),
+    "weight_norm parametrization": nn.utils.parametrizations.weight_norm,
+    "spectral_norm parametrization": nn.utils.parametrizations.spectral_norm,
+}
+
+
+@pytest.mark.filterwarnings("ignore")  # PyTorch's own, that some of these are old
+@pytest.mark.parametrize("kind", DERIVED)
+def test_magnitude_is_that_of_the_weights_that_run(kind):
+    def network(seed):
+        torch.manual_seed(seed)
+        body = [DERIVED[kind](nn.Conv2d(3, 4, 3)), nn.ReLU(), nn.AdaptiveAvgPool2d(1)]
+        return nn.Sequential(*body, nn.Flatten(), nn.Linear(4, CLASSES)).double()
+
+    model, other = network(0).eval(), network(1).eval()
+    model.load_state_dict(other.state_dict())
+    state = copy.deepcopy(model.state_dict())
+    found = network_evidence(model.train(), 0).weights["0"]
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+    images, labels = labelled_images()
+    model.eval()(images)
+    torch.testing.assert_close(found, model[0].weight.detach())
+    # The copy that relevance works on has the derived weights too.
+    values = FilterRelevance(model)(images, labels)["0"].sum(1)
+    kept = (model(images) - model[4].bias).gather(1, labels[:, None])[:, 0].detach()
+    torch.testing.assert_close(values, kept, rtol=1e-8, atol=1e-12)
 
 
 # The model is left alone
@@ -385,8 +728,50 @@ def test_a_layer_that_runs_twice():
         def forward(self, images):
             return self.conv(self.conv(images)).mean((2, 3))
 
-    with pytest.raises(ValueError, match="'conv' runs more than once"):
-        respond(Twice().double(), ["taylor"])
+    class OneNorm(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.convs = nn.ModuleList([nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1)])
+            self.norm = nn.BatchNorm2d(3)
+
+        def forward(self, images):
+            for conv in self.convs:
+                images = self.norm(conv(images))
+            return images.mean((2, 3))
+
+    for criterion in RESPONSES:
+        with pytest.raises(ValueError, match="'conv' runs more than once"):
+            respond(Twice().double(), [criterion])
+        with pytest.raises(ValueError, match="'norm' runs more than once"):
+            respond(OneNorm().double(), [criterion])
+
+
+@pytest.mark.parametrize("criterion", RESPONSES)
+@pytest.mark.parametrize("wrap", [lambda y: (y, None), lambda y: {"logits": y}, lambda y: y[0]])
+def test_models_that_do_not_return_logits(criterion, wrap):
+    model = nn.Sequential(small_network(), Function(wrap))
+    with pytest.raises(ValueError, match="must return logits"):
+        respond(model, [criterion])
+
+
+@pytest.mark.parametrize("criterion", RESPONSES)
+def test_too_few_logits(criterion):
+    with pytest.raises(ValueError, match="returns 3 logits, too few for the labels"):
+        filter_responses(
+            small_network(), [(labelled_images(4)[0], torch.arange(4))], 4, [criterion]
+        )
+
+
+def test_labels_may_be_a_list_or_of_another_integer_type():
+    model, (images, labels) = small_network(), labelled_images()
+    expected = filter_responses(model, [(images, labels)], CLASSES, RESPONSES)
+    for other in (labels.tolist(), labels.int(), labels.to(torch.uint8)):
+        found = filter_responses(model, [(images, other)], CLASSES, RESPONSES)
+        for criterion, layers in expected.items():
+            for layer, values in layers.items():
+                assert torch.equal(found[criterion][layer], values)
+    with pytest.raises(ValueError, match="labels must be integers"):
+        filter_responses(model, [(images, labels.double())], CLASSES, RESPONSES)
 
 
 # As criteria

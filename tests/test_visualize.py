@@ -85,6 +85,86 @@ def test_float32_pictures_do_not_depend_on_the_batch_size(layer):
         assert torch.equal(parts, whole), batch_size
 
 
+# Rounding
+
+
+def ten_layers() -> nn.Sequential:
+    """Deep enough for rounding to show."""
+    torch.manual_seed(0)
+    widths = [8, "M", 16, "M", 32, 32, 32, "M", 64, 64, 64, "M", 64, 64]
+    model = make_layers(widths, batch_norm=True)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = 1.0  # the statistics of these images alone
+    with torch.no_grad():
+        model(torch.randn(16, 3, 32, 32))
+    return model.eval()
+
+
+class Unfolded(nn.Module):
+    """The same convolution as a matrix product, which adds up in another order."""
+
+    def __init__(self, conv: nn.Conv2d):
+        super().__init__()
+        self.conv = conv
+
+    def forward(self, x: Tensor) -> Tensor:
+        product = self.conv.weight.flatten(1) @ nn.functional.unfold(x, 3, padding=1)
+        return product.unflatten(2, x.shape[2:]) + self.conv.bias.view(-1, 1, 1)
+
+
+def another_program(model: nn.Sequential) -> tuple[nn.Sequential, str]:
+    """The same network, all convolutions but the deepest unfolded; the deepest one's name."""
+    deepest = list(conv_layers(model))[-1]
+    below = [Unfolded(m) if isinstance(m, nn.Conv2d) else m for m in model[: int(deepest)]]
+    return nn.Sequential(*below, *model[int(deepest) :]), deepest
+
+
+def test_float64_pictures_of_a_deep_layer_do_not_depend_on_the_program():
+    model = ten_layers().double()
+    start = start_image(32, MEAN, STD, seed=0).double()
+    other, deepest = another_program(model)
+    pictures, others = (
+        visualize_filters(program, deepest, range(16), start=start) for program in (model, other)
+    )
+    torch.testing.assert_close(pictures, others, rtol=0, atol=1e-9)
+
+
+def steps_and_switches(
+    model: nn.Sequential, layer: str, filters: int, start: Tensor
+) -> list[tuple[Tensor, list[Tensor]]]:
+    """The plain loop: images, which ReLUs are on and which positions are the largest, by step."""
+    images = start.repeat(filters, 1, 1, 1).requires_grad_()
+    optimizer = torch.optim.Adam([images], lr=0.1, weight_decay=1e-6)
+    steps = []
+    for _ in range(30):
+        switches, values = [], images.clone()
+        for module in model[: int(layer) + 1]:
+            if isinstance(module, nn.MaxPool2d):
+                switches.append(nn.functional.max_pool2d(values, 2, 2, return_indices=True)[1])
+            values = module(values)
+            if isinstance(module, nn.ReLU):
+                switches.append(values.detach() > 0)
+        steps.append((images.detach().clone(), switches))
+        objective = values[range(filters), range(filters)].mean((1, 2)).sum()
+        (images.grad,) = torch.autograd.grad(-objective, images)
+        optimizer.step()
+    return steps
+
+
+def test_float32_pictures_depend_on_the_program_only_where_a_unit_switches():
+    model, start = ten_layers(), start_image(32, MEAN, STD, seed=0)
+    other, deepest = another_program(model)
+    paths = (steps_and_switches(program, deepest, 16, start) for program in (model, other))
+    switched = torch.zeros(16, dtype=torch.bool)
+    for (images, switches), (others, other_switches) in zip(*paths, strict=True):
+        alike = (images - others).abs().amax((1, 2, 3)) < 1e-2
+        assert alike[~switched].all()
+        for here, there in zip(switches, other_switches, strict=True):
+            switched |= (here != there).flatten(1).any(1)
+    assert not switched.all()
+
+
 @pytest.mark.parametrize("layer", [FIRST, DEEP])
 def test_the_objective_rises(layer):
     model, start = small_vgg(), some_start()

@@ -102,7 +102,8 @@ class Batches:
         count, device = len(self), self.images.device
         order = torch.randperm(count, generator=generator).to(device)
         offsets = torch.randint(2 * padding + 1, (count, 2), generator=generator).to(device)
-        flips = torch.rand(count, generator=generator).lt(0.5 if flip else 0).to(device)
+        chances = torch.rand(count, generator=generator, dtype=torch.float32)
+        flips = chances.lt(0.5 if flip else 0).to(device)
         return self._augmented(self._pad(padding), order, offsets, flips, batch_size)
 
     def ordered(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:

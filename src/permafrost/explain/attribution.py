@@ -6,22 +6,23 @@ sums. The maps then say how much a position counts, not for or against which cla
 """
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from permafrost.explain._checks import check_images, check_logits, check_maps
+from permafrost.explain._checks import check_images, check_logits, check_maps, check_targets
 from permafrost.explain._scopes import explaining
-from permafrost.explain.visualize import conv_layers
+from permafrost.models.units import recording_flow
 
 # Captum takes seconds to import, so each function imports what it uses.
 
 _STEPS = 50
 
 
-def input_x_gradient(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
+def input_x_gradient(model: nn.Module, images: Tensor, targets: Tensor | Sequence[int]) -> Tensor:
     """Attribute a logit to the input by input times gradient.
 
     The attribution is x ⊙ ∇ₓf (Shrikumar, Greenside, Shcherbina and Kundaje, "Not just a black
@@ -35,7 +36,7 @@ def input_x_gradient(model: nn.Module, images: Tensor, targets: Tensor) -> Tenso
     images
         (N, 3, H, W), normalised, on the model's device and of its type. Not changed.
     targets
-        (N,), int64: the logit to explain for each image.
+        (N,), int64, or a sequence of int: the logit to explain for each image.
 
     Returns
     -------
@@ -54,10 +55,12 @@ def input_x_gradient(model: nn.Module, images: Tensor, targets: Tensor) -> Tenso
 
     with _checked(model, images, targets) as network:
         x = images.detach().clone().requires_grad_()
-        return _one_map(InputXGradient(network).attribute(x, targets))
+        return _one_map(InputXGradient(network).attribute(x, network.targets))
 
 
-def integrated_gradients(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
+def integrated_gradients(
+    model: nn.Module, images: Tensor, targets: Tensor | Sequence[int]
+) -> Tensor:
     """Attribute a logit to the input by integrated gradients.
 
     The attribution is (x − x₀) ⊙ ∫₀¹ ∇ₓf(x₀ + α (x − x₀)) dα (Sundararajan, Taly and Yan,
@@ -86,14 +89,14 @@ def integrated_gradients(model: nn.Module, images: Tensor, targets: Tensor) -> T
         attributions = IntegratedGradients(network).attribute(
             images.detach(),
             baselines=0.0,
-            target=targets,
+            target=network.targets,
             n_steps=_STEPS,
             internal_batch_size=len(images),
         )
     return _one_map(attributions)
 
 
-def guided_backprop(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
+def guided_backprop(model: nn.Module, images: Tensor, targets: Tensor | Sequence[int]) -> Tensor:
     """Attribute a logit to the input by guided backpropagation.
 
     The gradient with respect to the input, where each ReLU passes back only what is positive, in
@@ -127,10 +130,10 @@ def guided_backprop(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor
     ):
         warnings.filterwarnings("ignore", "Setting backward hooks")
         x = images.detach().clone().requires_grad_()
-        return _one_map(GuidedBackprop(network).attribute(x, targets))
+        return _one_map(GuidedBackprop(network).attribute(x, network.targets))
 
 
-def gradcam(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
+def gradcam(model: nn.Module, images: Tensor, targets: Tensor | Sequence[int]) -> Tensor:
     """Locate what speaks for a logit in the last convolution's output, by Grad-CAM.
 
     The map is ReLU(Σ_k α_k A^k), where A^k is channel k of the output of the last convolution,
@@ -141,8 +144,9 @@ def gradcam(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
     Parameters
     ----------
     model
-        As in `input_x_gradient`. Its last convolution is the last of `conv_layers`: in order of
-        registration.
+        As in `input_x_gradient`. Its last convolution is the one that runs last, in eval mode,
+        whatever the order in which they are registered; one that runs often counts when it first
+        runs.
     images, targets
         As in `input_x_gradient`.
 
@@ -155,16 +159,18 @@ def gradcam(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
     Raises
     ------
     ValueError
-        If the model has no convolution, or as `input_x_gradient`.
+        If the model runs no convolution, or as `input_x_gradient`.
     """
     from captum.attr import LayerGradCam
 
-    layers = list(conv_layers(model).values())
-    if not layers:
-        raise ValueError("Grad-CAM needs a model with a convolution")
     with _checked(model, images, targets) as network:
-        cam = LayerGradCam(network, layers[-1]).attribute(
-            images.detach(), targets, relu_attributions=True
+        with recording_flow(model) as flow, torch.no_grad():
+            model(images[:1].clone())
+        if not flow.runs:
+            raise ValueError("Grad-CAM needs a model that runs a convolution")
+        last = model.get_submodule([*flow.runs][-1])
+        cam = LayerGradCam(network, last).attribute(
+            images.detach(), network.targets, relu_attributions=True
         )
     size = images.shape[2:]
     maps = F.interpolate(cam.detach(), size, mode="bilinear", align_corners=False).squeeze(1)
@@ -186,8 +192,11 @@ class _CheckedNetwork(nn.Module):
 
 
 @contextmanager
-def _checked(model: nn.Module, images: Tensor, targets: Tensor) -> Iterator[nn.Module]:
+def _checked(
+    model: nn.Module, images: Tensor, targets: Tensor | Sequence[int]
+) -> Iterator[_CheckedNetwork]:
     """Check the images; within the block the network is in eval mode and records gradients."""
+    targets = check_targets(images, targets)
     check_images(images, targets)
     with explaining(model):
         yield _CheckedNetwork(model, targets)

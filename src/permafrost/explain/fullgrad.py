@@ -9,23 +9,28 @@ says that a logit is
 over every bias b_l, where BatchNorm in eval mode has the implicit bias β − γμ / √(σ² + ε). The
 saliency map lays these terms, apart from those of linear layers, over the image (equation 6).
 
+Biases are taken from what runs: the bias that a convolution, a linear function or a norm is called
+with, by whichever module or none, and constants that a ``forward`` adds.
+
 The authors' repository, idiap/fullgrad-saliency, has two variants that the paper has not:
 `simple_fullgrad` leaves the biases out, `smooth_fullgrad` averages the terms over noisy copies.
 """
 
-from collections.abc import Iterator
+import inspect
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils.hooks import RemovableHandle
+from torch.overrides import TorchFunctionMode
 
-from permafrost.explain._checks import check_images, check_logits, check_maps
+from permafrost.explain._checks import check_images, check_logits, check_maps, check_targets
 from permafrost.explain._scopes import explaining
+from permafrost.models.units import runs_as
 
 Reading = Literal["layer", "channel"]
 
@@ -33,32 +38,33 @@ Reading = Literal["layer", "channel"]
 _COPIES = 25
 _SPREAD = 0.15
 
-_Biased = nn.Conv2d | nn.Linear | _BatchNorm
+# A completeness error above rounding, in units of the spacing of numbers: 1e-4 in float32.
+_ROUNDING = 1e-4 / torch.finfo(torch.float32).eps
+
+_CONVOLUTIONS = {
+    *(torch.conv1d, torch.conv2d, torch.conv3d),
+    *(torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d),
+}
+_SUMS = {"add", "add_", "__add__", "__radd__", "__iadd__"}
+_DIFFERENCES = {"sub", "sub_", "__sub__", "__isub__", "subtract", "subtract_"}
+_REVERSED = {"rsub", "__rsub__"}
 
 # Modules that are linear in eval mode, or piecewise linear with every kink at zero. A kink
 # elsewhere (ReLU6, Hardtanh) is a bias of its own, which no parameter holds.
 _PIECEWISE_LINEAR = (
-    nn.Conv2d,
+    *(nn.Conv1d, nn.Conv2d, nn.Conv3d),
+    *(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
     nn.Linear,
-    nn.BatchNorm1d,
-    nn.BatchNorm2d,
-    nn.ReLU,
-    nn.LeakyReLU,
-    nn.PReLU,
-    nn.RReLU,
-    nn.MaxPool2d,
-    nn.AdaptiveMaxPool2d,
-    nn.AvgPool2d,
-    nn.AdaptiveAvgPool2d,
-    nn.Dropout,
-    nn.Dropout2d,
-    nn.Flatten,
-    nn.Unflatten,
-    nn.Identity,
-    nn.ZeroPad2d,
-    nn.Upsample,
-    nn.PixelShuffle,
-    nn.ChannelShuffle,
+    *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm),
+    *(nn.ReLU, nn.LeakyReLU, nn.PReLU, nn.RReLU),
+    *(nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d),
+    *(nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d),
+    *(nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d),
+    *(nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d),
+    *(nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d),
+    *(nn.Flatten, nn.Unflatten, nn.Identity),
+    *(nn.ZeroPad2d, nn.ReflectionPad2d, nn.ReplicationPad2d),
+    *(nn.Upsample, nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle),
     nn.Sequential,  # an empty one is a leaf: the identity
 )
 
@@ -80,14 +86,16 @@ class Decomposition:
 
 
 def fullgrad(
-    model: nn.Module, images: Tensor, targets: Tensor, *, reading: Reading = "layer"
+    model: nn.Module, images: Tensor, targets: Tensor | Sequence[int], *, reading: Reading = "layer"
 ) -> Tensor:
     """Compute FullGrad saliency maps (Srinivas and Fleuret 2019, equation 6).
 
-    The map of an image is ψ(∇ₓf ⊙ x) + Σ_l Σ_channels ψ(∇_{b_l}f ⊙ b_l) over convolutions with a
-    bias and 2-D BatchNorms, where ψ takes absolute values, rescales them by minimum and maximum,
-    and interpolates them bilinearly to the size of the image. Biases of linear layers have no
-    place in the image and do not enter. One forward and one backward pass serve the whole batch.
+    The map of an image is ψ(∇ₓf ⊙ x) + Σ_l Σ_channels ψ(∇_{b_l}f ⊙ b_l) over the biases of maps
+    (N, C, h, w): those of convolutions, transposed or not, the implicit ones of norms with kept
+    statistics, and constants that are added. ψ takes absolute values, rescales them by minimum
+    and maximum, and interpolates them bilinearly to the size of the image. Biases of linear layers
+    have no place in the image and do not enter. One forward and one backward pass serve the whole
+    batch.
 
     Parameters
     ----------
@@ -97,7 +105,7 @@ def fullgrad(
     images
         (N, 3, H, W), normalised, on the model's device and of its type. Not changed.
     targets
-        (N,), int64: the logit to explain for each image.
+        (N,), int64, or a sequence of int: the logit to explain for each image.
     reading
         Which published code to follow. "layer" (the authors'): rescaled over all channels of a
         layer together, 1e-6 added to the maximum, corners aligned. "channel"
@@ -115,12 +123,20 @@ def fullgrad(
         statistics (its images would depend on each other).
     NotFiniteError
         If a logit or a map is not finite.
+
+    Warns
+    -----
+    UserWarning
+        If the terms do not add up to the logits (see `completeness_error`): by how much, and which
+        modules are not piecewise linear.
     """
-    return decompose(model, images, targets, reading).maps
+    parts = decompose(model, images, targets, reading)
+    warn_if_incomplete(model, parts.errors)
+    return parts.maps
 
 
 def simple_fullgrad(
-    model: nn.Module, images: Tensor, targets: Tensor, *, reading: Reading = "layer"
+    model: nn.Module, images: Tensor, targets: Tensor | Sequence[int], *, reading: Reading = "layer"
 ) -> Tensor:
     """Compute simple FullGrad maps: `fullgrad` with gradients in place of gradients times bias.
 
@@ -143,13 +159,14 @@ def simple_fullgrad(
     ValueError
         As `fullgrad`.
     """
+    targets = check_targets(images, targets)
     return _backpropagate(model, images, targets, _SimpleTerms(images, reading)).maps
 
 
 def smooth_fullgrad(
     model: nn.Module,
     images: Tensor,
-    targets: Tensor,
+    targets: Tensor | Sequence[int],
     *,
     reading: Reading = "layer",
     seed: int = 0,
@@ -179,16 +196,23 @@ def smooth_fullgrad(
     ------
     ValueError
         As `fullgrad`.
+
+    Warns
+    -----
+    UserWarning
+        As `fullgrad`.
     """
-    return decompose_smoothed(model, images, targets, reading, seed).maps
+    parts = decompose_smoothed(model, images, targets, reading, seed)
+    warn_if_incomplete(model, parts.errors)
+    return parts.maps
 
 
-def completeness_error(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
+def completeness_error(model: nn.Module, images: Tensor, targets: Tensor | Sequence[int]) -> Tensor:
     """Measure how far the FullGrad decomposition is from adding up to the logit.
 
-    The terms are the inner products of proposition 1, one for the input and one for each run of
-    each layer that has a bias (convolution, linear, BatchNorm): t_0 = ⟨∇ₓf, x⟩ and
-    t_l = ⟨∇_{b_l}f, b_l⟩. The error is |f − Σ t| / Σ|t|.
+    The terms are the inner products of proposition 1, one for the input and one for each time that
+    a bias is added (by a convolution, a linear layer, a norm, or a ``forward`` itself):
+    t_0 = ⟨∇ₓf, x⟩ and t_l = ⟨∇_{b_l}f, b_l⟩. The error is |f − Σ t| / Σ|t|.
 
     Σ|t| is the stricter of two scales: taking absolute values of each term's elements instead
     would give a larger sum, in which a wrong small term could hide. It is still safe for logits
@@ -226,26 +250,73 @@ def is_piecewise_linear(model: nn.Module) -> bool:
     bool
         True if every module without children is known to be linear in eval mode or piecewise
         linear with its kinks at zero (ReLU, LeakyReLU, pooling ...). Smooth activations (SiLU,
-        GELU, Hardswish, Sigmoid ...), other normalisations, ReLU6 and unknown modules make it
-        False. Functions called in a ``forward`` are not seen.
+        GELU, Hardswish, Sigmoid ...), other normalisations, ReLU6, unknown modules and subclasses
+        with a ``forward`` of their own make it False. Functions called in a container's
+        ``forward`` are not seen.
     """
-    leaves = (module for module in model.modules() if next(module.children(), None) is None)
-    return all(isinstance(leaf, _PIECEWISE_LINEAR) for leaf in leaves)
+    return not _unknown_modules(model)
 
 
-def decompose(model: nn.Module, images: Tensor, targets: Tensor, reading: Reading) -> Decomposition:
+def _unknown_modules(model: nn.Module) -> dict[str, nn.Module]:
+    """Return by name the modules that are not known to be piecewise linear."""
+    unknown = {}
+    for name, module in model.named_modules():
+        # What derives a weight does not meet the data.
+        if "parametrizations" in name.split("."):
+            continue
+        bases = [base for base in _PIECEWISE_LINEAR if isinstance(module, base)]
+        container = not bases or bases == [nn.Sequential]
+        children = (child for child, _ in module.named_children() if child != "parametrizations")
+        if container and next(children, None) is not None:
+            continue
+        if not any(runs_as(module, base) for base in bases):
+            unknown[name] = module
+    return unknown
+
+
+def warn_if_incomplete(model: nn.Module, errors: Tensor) -> None:
+    """Warn, in one line, if the terms do not add up to the logits; name what may be the cause."""
+    worst = errors.max().item() if len(errors) else 0.0
+    if worst <= _ROUNDING * torch.finfo(errors.dtype).eps:
+        return
+    unknown = [f"{name!r} ({type(m).__name__})" for name, m in _unknown_modules(model).items()]
+    if len(unknown) > 5:
+        unknown[5:] = [f"{len(unknown) - 5} more"]
+    cause = (
+        f"not piecewise linear, or with a bias that is not seen: {', '.join(unknown)}"
+        if unknown
+        else "something in `forward` that is no module holds a bias or is not piecewise linear"
+    )
+    warnings.warn(
+        f"FullGrad's terms do not add up to the logit (completeness error {worst:.2g}): {cause}",
+        UserWarning,
+        stacklevel=3,
+    )
+
+
+def decompose(
+    model: nn.Module, images: Tensor, targets: Tensor | Sequence[int], reading: Reading
+) -> Decomposition:
     """Return the maps of `fullgrad` and the errors of `completeness_error` from one pass."""
+    targets = check_targets(images, targets)
     return _backpropagate(model, images, targets, _Terms(images, reading))
 
 
 def decompose_smoothed(
-    model: nn.Module, images: Tensor, targets: Tensor, reading: Reading, seed: int = 0
+    model: nn.Module,
+    images: Tensor,
+    targets: Tensor | Sequence[int],
+    reading: Reading,
+    seed: int = 0,
 ) -> Decomposition:
     """Return the maps of `smooth_fullgrad` and, of each image, its copies' largest error."""
+    targets = check_targets(images, targets)
     check_images(images, targets)
     generator = torch.Generator().manual_seed(seed)
     # Drawn in float32 whatever the images are: other types have other streams.
-    noise = torch.randn(_COPIES, *images.shape[1:], generator=generator).to(images)
+    noise = torch.randn(_COPIES, *images.shape[1:], generator=generator, dtype=torch.float32).to(
+        images
+    )
     parts = []
     for image, target in zip(images, targets, strict=True):
         # An image's copies are a batch: they are averaged as the backward pass meets them.
@@ -277,6 +348,8 @@ class _Terms:
     def add_layer(self, gradient: Tensor, bias: Tensor, *, on_image: bool) -> None:
         """Add a layer's term: the gradient at its output times its bias, element by element."""
         product = gradient * bias
+        if len(product) != len(self.total):
+            return  # the batch was rearranged: whose term this is cannot be told
         self._count(product)
         if on_image:
             self._lay(self.of_layer(gradient, product))
@@ -325,9 +398,10 @@ def _backpropagate(
     """Take the targets' logits apart in one forward and one backward pass."""
     check_images(images, targets)
     x = images.detach().clone().requires_grad_()
-    with explaining(model), _bias_terms(model, terms):
-        # A copy, since a network may begin with an in-place operation.
-        logits = model(x.clone())
+    with explaining(model), _constant_parameters(model):
+        with _BiasTerms(terms):
+            # A copy, since a network may begin with an in-place operation.
+            logits = model(x.clone())
         check_logits(logits, targets)
         chosen = logits.gather(1, targets.unsqueeze(1)).squeeze(1)
         # Only the input's gradient is asked for, so no weight gradient is computed.
@@ -337,45 +411,109 @@ def _backpropagate(
 
 
 @contextmanager
-def _bias_terms(model: nn.Module, terms: _Terms) -> Iterator[None]:
-    """Within the block, add to `terms` the gradient and bias of each run of each biased layer.
+def _constant_parameters(model: nn.Module) -> Iterator[None]:
+    """Within the block no parameter asks for a gradient: what does depends on the images."""
+    learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    try:
+        for parameter in learned:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter in learned:
+            parameter.requires_grad_()
+
+
+class _BiasTerms(TorchFunctionMode):
+    """Within the block, add to `terms` the gradient and bias of each call that adds a bias.
 
     The gradient comes from a hook on the output tensor itself, set before a later in-place
     operation (ReLU, a residual sum) can overwrite it: autograd then gives the gradient of the
-    value as the layer returned it, which `retain_grad` does not.
+    value as the call returned it, which `retain_grad` does not.
     """
 
-    def watch(layer: _Biased, _inputs: object, output: Tensor) -> None:
-        bias = _bias(layer)
-        if bias is None or not output.requires_grad:
-            return
-        # Channels are the second dimension, but a linear layer's features are the last one.
-        channels = not isinstance(layer, nn.Linear)
-        shaped = bias.view(-1, *[1] * (output.ndim - 2)) if channels else bias
-        on_image = channels and output.ndim == 4
-        output.register_hook(lambda gradient: terms.add_layer(gradient, shaped, on_image=on_image))
+    def __init__(self, terms: _Terms):
+        super().__init__()
+        self.terms = terms
 
-    handles: list[RemovableHandle] = []
-    try:
-        for layer in model.modules():
-            if isinstance(layer, _Biased):
-                handles.append(layer.register_forward_hook(watch))
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        # Before the call, which may be in place and make what it writes to depend on the images.
+        bias = _bias(func, args, kwargs)
+        output = func(*args, **kwargs)
+        if bias is not None and isinstance(output, Tensor) and output.requires_grad:
+            # Channels are the second dimension, but a linear layer's features are the last one.
+            on_image = func is not F.linear and output.ndim == 4
+            if func is not F.linear and bias.ndim == 1 and _adds_by_channel(func):
+                bias = bias.view(-1, *[1] * (output.ndim - 2))
+            shaped = bias
+            output.register_hook(
+                lambda gradient: self.terms.add_layer(gradient, shaped, on_image=on_image)
+            )
+        return output
 
 
-def _bias(layer: _Biased) -> Tensor | None:
-    """Return a layer's bias as it is now; for BatchNorm the implicit one, β − γμ / √(σ² + ε)."""
-    if not isinstance(layer, _BatchNorm):
-        return None if layer.bias is None else layer.bias.detach()
-    if layer.running_mean is None or layer.running_var is None:
+def _adds_by_channel(func: Callable[..., Any]) -> bool:
+    return func in _CONVOLUTIONS or func in (F.batch_norm, F.instance_norm)
+
+
+def _bias(
+    func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> Tensor | None:
+    """Return the bias that a call adds, as it is now; None if it adds none that is constant."""
+    if func is F.linear or func in _CONVOLUTIONS:
+        found: Tensor | None = kwargs.get("bias", args[2] if len(args) > 2 else None)
+        return found
+    if func is F.batch_norm or func is F.instance_norm:
+        call = inspect.signature(func).bind(*args, **kwargs)
+        call.apply_defaults()
+        return _implicit_bias(func, call.arguments)
+    name = getattr(func, "__name__", "")
+    if name in _SUMS or name in _DIFFERENCES or name in _REVERSED:
+        return _added_constant(name, args, kwargs)
+    return None
+
+
+def _implicit_bias(func: Callable[..., Any], call: Mapping[str, Any]) -> Tensor | None:
+    """Return a norm's implicit bias, β − γμ / √(σ² + ε), if it normalises by kept statistics."""
+    if func is F.instance_norm and call["use_input_stats"]:
+        return None
+    if func is F.batch_norm and call["training"]:
         raise ValueError("a BatchNorm without running statistics has no implicit bias")
-    shift = -layer.running_mean / torch.sqrt(layer.running_var + layer.eps)
-    if layer.weight is None:
-        return shift
-    return (layer.bias + layer.weight * shift).detach()
+    shift: Tensor = -call["running_mean"] / torch.sqrt(call["running_var"] + call["eps"])
+    if call["weight"] is not None:
+        shift = call["weight"] * shift
+    return shift if call["bias"] is None else call["bias"] + shift
+
+
+def _added_constant(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | None:
+    """Return what a sum or difference adds to a tensor that depends on the images."""
+    pair = [*args, *(kwargs[key] for key in ("input", "other") if key in kwargs)][:2]
+    if len(pair) != 2 or kwargs.get("out") is not None:
+        return None
+    first, second = reversed(pair) if name in _REVERSED else pair
+    if not any(isinstance(value, Tensor) and value.requires_grad for value in pair):
+        return None
+    if _depends(first) and _depends(second):
+        return None
+    moving, constant = (first, second) if _depends(first) else (second, first)
+    # A number is the bias of maps alone: elsewhere it has no place in any layer.
+    if not isinstance(constant, Tensor) and moving.ndim != 4:
+        return None
+    zero = moving.new_zeros(())
+    alpha = kwargs.get("alpha", 1)
+    if name in _SUMS:
+        return torch.add(zero, constant, alpha=alpha if constant is second else 1)
+    return torch.sub(zero, constant, alpha=alpha) if constant is second else zero + constant
+
+
+def _depends(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.requires_grad
 
 
 def _overlay(values: Tensor, size: torch.Size, reading: Reading) -> Tensor:

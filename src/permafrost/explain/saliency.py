@@ -1,13 +1,13 @@
 """Saliency maps by any of the methods: of images, and of classes."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from permafrost.explain._checks import check_range
+from permafrost.explain._checks import check_range, check_targets
 from permafrost.explain.attribution import (
     gradcam,
     guided_backprop,
@@ -21,6 +21,7 @@ from permafrost.explain.fullgrad import (
     fullgrad,
     simple_fullgrad,
     smooth_fullgrad,
+    warn_if_incomplete,
 )
 
 _FULLGRADS = {
@@ -33,7 +34,7 @@ _FULLGRADS = {
 _DECOMPOSITIONS = {"fullgrad": decompose, "smooth_fullgrad": decompose_smoothed}
 
 #: Model, images (N, 3, H, W) and targets (N,) to maps (N, H, W), by name.
-SALIENCY_METHODS: dict[str, Callable[[nn.Module, Tensor, Tensor], Tensor]] = {
+SALIENCY_METHODS: dict[str, Callable[..., Tensor]] = {
     **_FULLGRADS,
     "input_x_gradient": input_x_gradient,
     "integrated_gradients": integrated_gradients,
@@ -63,7 +64,7 @@ class ClassSaliency:
 def saliency_maps(
     model: nn.Module,
     images: Tensor,
-    targets: Tensor,
+    targets: Tensor | Sequence[int],
     method: str = "fullgrad",
     *,
     reading: Reading = "layer",
@@ -78,7 +79,7 @@ def saliency_maps(
     images
         (N, 3, H, W), normalised, on the model's device and of its type. Not changed.
     targets
-        (N,), int64: the logit to explain for each image.
+        (N,), int64, or a sequence of int: the logit to explain for each image.
     method
         A name in `SALIENCY_METHODS`.
     reading
@@ -134,12 +135,18 @@ def class_saliency(
     ------
     ValueError
         If a class has no image, a label is out of range, or as `saliency_maps`.
+
+    Warns
+    -----
+    UserWarning
+        As `fullgrad`, once for all batches.
     """
     _check_method(method)
     sums: Tensor | None = None
     counts = torch.zeros(classes, dtype=torch.int64)
     errors: list[Tensor] = []
-    for images, labels in images_by_batches:
+    for images, given in images_by_batches:
+        labels = check_targets(images, given)
         check_range(labels, classes, "labels")
         if method in _DECOMPOSITIONS:
             parts = _DECOMPOSITIONS[method](model, images, labels, reading)
@@ -157,6 +164,8 @@ def class_saliency(
         raise ValueError(f"classes without images: {missing}")
     means = sums / counts.to(sums.device).view(-1, 1, 1)
     worst = torch.stack(errors).max().item() if errors else None
+    if errors:
+        warn_if_incomplete(model, torch.stack(errors))
     return ClassSaliency(_rescale(means).to(maps.dtype), worst)
 
 

@@ -6,14 +6,9 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from permafrost.freezing.layers import (
-    BATCH_NORM_FREEZES,
-    BatchNormFreeze,
-    PartlyFrozenBatchNorm2d,
-    PartlyFrozenConv2d,
-)
-from permafrost.freezing.weights import StandIn, standing_in
-from permafrost.models.units import trace_flow
+from permafrost.freezing.holding import Network, holding
+from permafrost.freezing.layers import BATCH_NORM_FREEZES, BatchNormFreeze, plan_conv, plan_norm
+from permafrost.models.units import is_norm, trace_flow
 
 FilterMasks = Mapping[str, Tensor]
 
@@ -43,13 +38,23 @@ def batch_norm_after(model: nn.Module, images: Tensor | None = None) -> dict[str
 
 @contextmanager
 def frozen_filters(
-    model: nn.Module, masks: FilterMasks, batch_norm: BatchNormFreeze = "full"
+    model: nn.Module,
+    masks: FilterMasks,
+    batch_norm: BatchNormFreeze = "full",
+    *,
+    images: Tensor | None = None,
 ) -> Iterator[nn.Module]:
     """Keep filters frozen, bit for bit, inside a ``with`` block.
 
     Make the optimizer inside the block: there ``model.parameters()`` holds the live rows only. On
-    leaving, the plain layers return, with what was learned. A layer whose filters are all frozen
-    has no parameters inside the block; gradients pass through it to the layers below.
+    leaving, the layers have their whole parameters again, with what was learned. A layer whose
+    filters are all frozen has no parameters inside the block; gradients pass through it to the
+    layers below. Parameters that do not require a gradient do not inside either.
+
+    All layers stay the objects that they are; ``layer.weight`` is newly put together whenever it
+    is read, so that writing into it changes nothing. ``state_dict`` and ``load_state_dict`` have
+    the plain network's names and tensors; what is loaded replaces frozen rows too. A copy or a
+    pickle of the model is held like it: :func:`plain_copy` makes a plain network of either.
 
     Parameters
     ----------
@@ -59,9 +64,13 @@ def frozen_filters(
         For each convolution layer by name, True for each frozen filter. A layer that is left out
         or has no frozen filter stays plain.
     batch_norm : {"full", "affine", "none"}
-        What is frozen of the BatchNorm behind a frozen filter: ``full``: γ, β and the running
-        statistics, by which the channel is then normalised in training too. ``affine``: γ and β.
-        ``none``: nothing.
+        What is frozen of the norms behind a frozen filter, BatchNorm of any kind: ``full``: γ, β
+        and the running statistics, by which the channel is then normalised in training too.
+        ``affine``: γ and β. ``none``: nothing. A channel of a norm behind several convolutions is
+        frozen if one of their filters is.
+    images : Tensor, shape (N, C, H, W), optional
+        The network is run on them once, in eval mode, to see which norm is behind which
+        convolution; without them on black images of usual sizes.
 
     Yields
     ------
@@ -72,34 +81,57 @@ def frozen_filters(
     ------
     ValueError
         If a name is no convolution, a mask has the wrong shape or type, or ``batch_norm`` is
-        unknown.
+        unknown; in inference mode, and of networks in TorchScript or that are not initialised; if
+        a frozen filter could move: its weight is derived (weight normalisation, pruning) or tied
+        to another layer's, its layer or norm has further parameters of its own, or its norm
+        keeps no statistics or, inside the block, does not normalise by ``batch_norm``; if the
+        network runs on no images that were tried, or a masked convolution does not run.
     """
-    with standing_in(model, _make_stand_ins(model, masks, batch_norm)):
+    if batch_norm not in BATCH_NORM_FREEZES:
+        raise ValueError(f"batch_norm must be one of {BATCH_NORM_FREEZES}, not {batch_norm!r}")
+    network = Network(model)
+    convs = _masked(network, masks)
+    plans = [plan_conv(network, conv, mask) for conv, mask in convs.items()]
+    if batch_norm != "none" and convs and any(is_norm(layer) for layer in network.names):
+        norms = _norms_behind(model, network, convs, images)
+        full = batch_norm == "full"
+        plans += [plan_norm(network, norm, m, statistics=full) for norm, m in norms.items()]
+    with holding(plans):
         yield model
 
 
-def _make_stand_ins(
-    model: nn.Module, masks: FilterMasks, batch_norm: BatchNormFreeze
-) -> dict[str, StandIn]:
-    norms = batch_norm_after(model)
-    stand_ins: dict[str, StandIn] = {}
-    if batch_norm not in BATCH_NORM_FREEZES:
-        raise ValueError(f"batch_norm must be one of {BATCH_NORM_FREEZES}, not {batch_norm!r}")
-    layers = dict(model.named_modules())
+def _masked(network: Network, masks: FilterMasks) -> dict[nn.Conv2d, Tensor]:
+    """Return the layers that have a frozen filter, with their masks."""
+    found: dict[nn.Conv2d, Tensor] = {}
     for name, mask in masks.items():
-        conv = layers.get(name)
+        conv = network.layers.get(name)
         if not isinstance(conv, nn.Conv2d):
             raise ValueError(f"{name!r} is no Conv2d")
-        if mask.dtype != torch.bool or mask.shape != (conv.out_channels,):
+        size = (conv.out_channels,)
+        if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.shape != size:
             raise ValueError(f"the mask of {name!r} must be bool of shape ({conv.out_channels},)")
-        if not mask.any():
-            continue
-        mask = mask.to(conv.weight.device)
-        stand_ins[name] = PartlyFrozenConv2d(conv, mask)
-        if batch_norm != "none" and name in norms:
-            norm = layers[norms[name]]
-            assert isinstance(norm, nn.BatchNorm2d)
-            stand_ins[norms[name]] = PartlyFrozenBatchNorm2d(
-                norm, mask, statistics=batch_norm == "full"
-            )
-    return stand_ins
+        if conv in found:
+            raise ValueError(f"{name!r} is {network.names[conv]!r} too; give one mask to a layer")
+        if mask.any():
+            network.check(conv, "weight")
+            found[conv] = mask.to(conv.weight.device)
+    return found
+
+
+def _norms_behind(
+    model: nn.Module, network: Network, convs: Mapping[nn.Conv2d, Tensor], images: Tensor | None
+) -> dict[nn.Module, Tensor]:
+    """Return the norms behind frozen filters, and of which channels."""
+    found: dict[nn.Module, Tensor] = {}
+    behind = trace_flow(model, images).norms
+    if any(network.names[conv] not in behind for conv in convs):  # such as an auxiliary head
+        behind = trace_flow(model, images, training=True).norms | behind
+    for conv, mask in convs.items():
+        name = network.names[conv]
+        if name not in behind or any(is_norm(layer) for layer in conv.modules()):
+            why = "has a norm inside" if name in behind else "did not run on the images tried"
+            raise ValueError(f"{name!r} {why}; pass images that it runs on, or batch_norm='none'")
+        for norm in behind[name]:
+            layer = network.layers[norm]
+            found[layer] = found.get(layer, torch.zeros_like(mask)) | mask
+    return found

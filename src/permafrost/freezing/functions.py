@@ -27,9 +27,10 @@ def compute_dtype(inputs: Tensor) -> torch.dtype:
 class LiveRowsConv2d(torch.autograd.Function):
     """A convolution whose weight gradient is computed for the live filters only."""
 
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(
-        ctx: Any,
         inputs: Tensor,
         weight: Tensor,
         bias: Tensor | None,
@@ -55,10 +56,13 @@ class LiveRowsConv2d(torch.autograd.Function):
         geometry : tuple of list of int
             Stride, padding and dilation.
         """
-        stride, padding, dilation = geometry
-        ctx.save_for_backward(inputs, weight, live_weight, live_index)
-        ctx.geometry, ctx.has_bias = geometry, live_bias is not None
-        return torch.conv2d(inputs, weight, bias, stride, padding, dilation)
+        return torch.conv2d(inputs, weight, bias, *geometry)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        """Keep what the gradients are made of."""
+        images, weight, _, live_weight, _, live_index, ctx.geometry = inputs
+        ctx.save_for_backward(images, weight, live_weight, live_index)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
@@ -66,7 +70,10 @@ class LiveRowsConv2d(torch.autograd.Function):
         (gradient,) = gradients
         inputs, weight, live_weight, live_index = ctx.saved_tensors
         stride, padding, dilation = ctx.geometry
+        needs_inputs, _, _, needs_weight, needs_bias, *_ = ctx.needs_input_grad
         to_inputs = to_weight = to_bias = None
+        if torch.is_grad_enabled() and needs_weight:  # for second derivatives
+            weight = weight.index_copy(0, live_index, live_weight.to(weight.dtype))
 
         def transpose(output: Tensor, filters: Tensor, mask: list[bool]) -> Any:
             return _aten.convolution_backward(
@@ -74,16 +81,16 @@ class LiveRowsConv2d(torch.autograd.Function):
                 1, mask,
             )  # fmt: skip
 
-        if ctx.needs_input_grad[0]:
+        if needs_inputs:
             to_inputs, _, _ = transpose(gradient, weight, [True, False, False])
-        if live_weight is not None:
+        if needs_weight or needs_bias:
             live = gradient[:, live_index]
             if _is_small_and_short(live) and stride == dilation == [1, 1]:
                 to_weight = _weight_gradient(live, inputs, weight.shape[2:], padding)
-                to_bias = live.sum((0, 2, 3)) if ctx.has_bias else None
+                to_bias = live.sum((0, 2, 3)) if needs_bias else None
             else:
                 rows = weight[: len(live_index)]  # only their shape is read
-                _, to_weight, to_bias = transpose(live, rows, [False, True, ctx.has_bias])
+                _, to_weight, to_bias = transpose(live, rows, [False, needs_weight, needs_bias])
         return to_inputs, None, None, to_weight, to_bias, None, None
 
 
@@ -135,11 +142,11 @@ class PartlyFrozenNorm(torch.autograd.Function):
         momentum: float,
         eps: float,
     ) -> Tensor:
-        """Normalise (N, F, H, W) and move the live channels' running statistics.
+        """Normalise (N, F, ...) and move the live channels' running statistics.
 
         Parameters
         ----------
-        inputs : Tensor, shape (N, F, H, W)
+        inputs : Tensor, shape (N, F, ...)
             The layer's input.
         weight, bias : Tensor, shape (F,)
             γ and β.
@@ -173,6 +180,6 @@ class PartlyFrozenNorm(torch.autograd.Function):
         )  # fmt: skip
         if to_inputs is not None:
             scale = torch.where(frozen, weight * deviation, 0.0)
-            scale = scale.to(gradient.dtype)
-            to_inputs = to_inputs.addcmul_(gradient, scale[:, None, None])
+            scale = scale.to(gradient.dtype).view(-1, *[1] * (gradient.ndim - 2))
+            to_inputs = to_inputs.addcmul_(gradient, scale)
         return to_inputs, to_weight, to_bias, None, None, None, None, None

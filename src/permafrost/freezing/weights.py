@@ -7,11 +7,11 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from permafrost.freezing.layers import HeldLayer, PartlyFrozenBatchNorm2d, PartlyFrozenConv2d
+from permafrost.freezing.holding import Held, Network, Part, Plan, Rows, holding, release
+from permafrost.freezing.layers import HeldElements, PartlyFrozen, plan_norm
+from permafrost.models.units import is_norm
 
 WeightMasks = Mapping[str, Tensor]
-
-StandIn = HeldLayer | PartlyFrozenConv2d | PartlyFrozenBatchNorm2d
 
 
 @contextmanager
@@ -46,39 +46,34 @@ def frozen_weights(
         If a name is no parameter, a mask has another shape or type than its parameter needs, or
         the parameter belongs to another kind of layer.
     """
-    layers: dict[str, dict[str, Tensor]] = {}
-    parameters = dict(model.named_parameters())
+    network = Network(model)
+    layers: dict[nn.Module, dict[str, Rows]] = {}
     for name, mask in masks.items():
-        if name not in parameters:
-            raise ValueError(f"{name!r} is no parameter of the network")
-        parameter = parameters[name]
-        if mask.dtype != torch.bool or mask.shape != parameter.shape:
+        layer, part = _parameter(network, name)
+        parameter = layer.get_parameter(part)
+        fits = isinstance(mask, Tensor) and mask.dtype == torch.bool
+        if not fits or mask.shape != parameter.shape:
             raise ValueError(f"the mask of {name!r} must be bool and of the parameter's shape")
-        layer, _, attribute = name.rpartition(".")
-        layers.setdefault(layer, {})[attribute] = mask.to(parameter.device)
-    stand_ins: dict[str, StandIn] = {
-        name: HeldLayer(model.get_submodule(name), parts) for name, parts in layers.items()
-    }
-    device = next(model.parameters()).device
-    norms = {n: m for n, m in model.named_modules() if isinstance(m, nn.BatchNorm2d)}
-    for name, norm in norms.items() if batch_norms else ():
-        everything = torch.ones(norm.num_features, dtype=torch.bool, device=device)
-        stand_ins[name] = PartlyFrozenBatchNorm2d(norm, everything, statistics=True)
-    with standing_in(model, stand_ins):
+        rows = layers.setdefault(layer, {})
+        if part in rows:
+            raise ValueError(f"{name!r} is a second name of a parameter; give one mask to each")
+        rows[part] = HeldElements(parameter, mask)
+    plans = [Plan(layer, PartlyFrozen, rows) for layer, rows in layers.items()]
+    if batch_norms:
+        plans += [plan_norm(network, norm) for norm in network.names if is_norm(norm)]
+    with holding(plans):
         yield model
 
 
-@contextmanager
-def standing_in(model: nn.Module, stand_ins: Mapping[str, StandIn]) -> Iterator[None]:
-    """Put stand-ins in the places of the layers of these names; on leaving, put the layers back."""
-    for name, stand_in in stand_ins.items():
-        stand_in.train(model.get_submodule(name).training)
-        _replace(model, name, stand_in)
-    try:
-        yield
-    finally:
-        for name, stand_in in stand_ins.items():
-            _put_back(model, name, stand_in)
+def _parameter(network: Network, name: str) -> tuple[nn.Module, str]:
+    """Return the layer that has a parameter, and by which name."""
+    place, _, part = name.rpartition(".")
+    layer = network.layers.get(place)
+    if layer is None or not (network.check(layer, part)):
+        raise ValueError(f"{name!r} is no parameter of the network")
+    if not isinstance(layer, nn.Conv2d | nn.Linear):
+        raise ValueError(f"single weights of a {type(layer).__name__} cannot be frozen")
+    return layer, part
 
 
 def plain_copy(model: nn.Module) -> nn.Module:
@@ -90,9 +85,9 @@ def plain_copy(model: nn.Module) -> nn.Module:
         Also one inside ``frozen_filters`` or ``frozen_weights``; it is left as it is.
     """
     copied = copy.deepcopy(model)
-    for name, module in list(copied.named_modules()):
-        if isinstance(module, StandIn):
-            _put_back(copied, name, module)
+    for module in copied.modules():
+        if isinstance(module, Held):
+            release(module)
     return copied
 
 
@@ -111,24 +106,13 @@ def current_weights(model: nn.Module) -> dict[str, Tensor]:
         frozen and its live rows, and gradients flow to the live rows.
     """
     weights: dict[str, Tensor] = {}
-    stand_ins = []
+    seen: set[nn.Parameter] = set()
     for name, module in model.named_modules():
-        if isinstance(module, StandIn):
-            stand_ins.append(f"{name}.")
-            parts = {"weight": module.weight_rows, "bias": module.bias_rows}
-            weights |= {f"{name}.{part}": rows() for part, rows in parts.items() if rows}
-    inside = tuple(stand_ins)
-    weights |= {n: p for n, p in model.named_parameters() if not n.startswith(inside)}
+        if isinstance(module, Part):
+            continue
+        own = module.whole() if isinstance(module, Held) else module._parameters
+        for part, value in own.items():
+            if value is not None and value not in seen:
+                weights[f"{name}.{part}".lstrip(".")] = value
+                seen.add(value)
     return weights
-
-
-def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
-    parent, _, child = name.rpartition(".")
-    setattr(model.get_submodule(parent), child, module)
-
-
-def _put_back(model: nn.Module, name: str, stand_in: StandIn) -> None:
-    """Return the plain layer to its place, with what its stand-in has learned."""
-    original = stand_in.write_back()
-    original.train(stand_in.training)
-    _replace(model, name, original)

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 Float32Precision = Literal["ieee", "tf32"]
 
@@ -64,13 +65,38 @@ def measuring(model: nn.Module) -> Iterator[None]:
     Raises
     ------
     ValueError
-        If the network computes in a shorter type than float32, is TorchScript, or is run in
-        inference mode.
+        If the network computes in a shorter type than float32, is not initialised, is TorchScript,
+        or is run in inference mode.
+    """
+    with evaluating(model), float32_as("ieee"):
+        for name, values in [*model.named_parameters(), *model.named_buffers()]:
+            if values.is_floating_point() and values.dtype.itemsize < 4:
+                raise ValueError(
+                    f"{name!r} is {str(values.dtype).removeprefix('torch.')}, too short to measure "
+                    "or explain a network with; pass model.float()"
+                )
+        yield
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Run a network in eval mode and as it is written, in whatever type it computes.
+
+    On leaving, each module has its own training flag again.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Any network; a compiled one runs as if it were not.
+
+    Raises
+    ------
+    ValueError
+        If the network is not initialised, is TorchScript, or is run in inference mode.
     """
     _check(model)
     flags = [(module, module.training) for module in model.modules()]
     with ExitStack() as stack:
-        stack.enter_context(float32_as("ieee"))
         # What is compiled calls no hook that was set later. Nothing is, unless this was imported.
         if "torch._dynamo" in sys.modules:
             stack.enter_context(torch.compiler.set_stance("force_eager"))
@@ -90,8 +116,5 @@ def _check(model: nn.Module) -> None:
     if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
         raise ValueError("TorchScript networks are not supported; pass the network it was made of")
     for name, values in [*model.named_parameters(), *model.named_buffers()]:
-        if values.is_floating_point() and values.dtype.itemsize < 4:
-            raise ValueError(
-                f"{name!r} is {str(values.dtype).removeprefix('torch.')}, too short to measure or "
-                "explain a network with; pass model.float()"
-            )
+        if is_lazy(values):
+            raise ValueError(f"{name!r} is not initialised; first run the network on its images")

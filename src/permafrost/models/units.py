@@ -2,15 +2,15 @@
 
 from collections import OrderedDict
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from itertools import product
+from itertools import chain, product
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from permafrost.models.scopes import measuring
+from permafrost.models.scopes import evaluating
 
 # Sides of the images, in pixels, that a network is tried with where none are given.
 _SIDES = (32, 64, 28, 96, 128, 224, 299, 384, 512, 16, 8)
@@ -42,6 +42,14 @@ def is_norm(module: nn.Module) -> bool:
         return True
     kept = (getattr(module, name, None) for name in ("running_mean", "running_var"))
     return all(isinstance(values, Tensor) and values.ndim == 1 for values in kept)
+
+
+def runs_as(module: nn.Module, base: type[nn.Module]) -> bool:
+    """Return whether a module computes what its base class does: it has no own ``forward``."""
+    return isinstance(module, base) and all(
+        getattr(type(module), name, None) is getattr(base, name, None) and name not in vars(module)
+        for name in ("forward", "_conv_forward")
+    )
 
 
 @contextmanager
@@ -87,7 +95,7 @@ def _is_same(value: Tensor, output: Tensor, version: int) -> bool:
     )
 
 
-def trace_flow(model: nn.Module, images: Tensor | None = None) -> Flow:
+def trace_flow(model: nn.Module, images: Tensor | None = None, *, training: bool = False) -> Flow:
     """Follow the data through a network, in eval mode.
 
     Parameters
@@ -98,6 +106,8 @@ def trace_flow(model: nn.Module, images: Tensor | None = None) -> Flow:
     images : Tensor, shape (N, C, H, W), optional
         What to run it on. Without them it is tried on black images of usual sizes, one after the
         other, until all convolutions and norms have run or the network has come to its end.
+    training : bool
+        Follow what is done in training instead, such as auxiliary heads.
 
     Returns
     -------
@@ -110,7 +120,7 @@ def trace_flow(model: nn.Module, images: Tensor | None = None) -> Flow:
     """
     convs = {name: m for name, m in model.named_modules() if isinstance(m, nn.Conv2d)}
     if images is not None or not convs:
-        flow, error = _follow(model, images)
+        flow, error = _follow(model, images, training)
         if error is not None:
             raise error
         return flow
@@ -118,8 +128,10 @@ def trace_flow(model: nn.Module, images: Tensor | None = None) -> Flow:
     # The one registered first need not be the one that takes the image.
     channels = {conv.in_channels for conv in convs.values()} & {1, 3} or {first.in_channels}
     for colours, side in product(sorted(channels, reverse=True), _SIDES):
-        example = first.weight.new_zeros(2, colours, side, side)
-        flow, error = _follow(model, example)
+        # Not its `weight`: to compute a derived one may change the layer's state in training mode.
+        like = next(chain(first.parameters(), first.buffers()))
+        example = like.new_zeros(2, colours, side, side)
+        flow, error = _follow(model, example, training)
         if error is None or flow.runs.keys() == convs.keys():
             return flow
     raise ValueError(
@@ -128,15 +140,41 @@ def trace_flow(model: nn.Module, images: Tensor | None = None) -> Flow:
     )
 
 
-def _follow(model: nn.Module, images: Tensor | None) -> tuple[Flow, Exception | None]:
+def _follow(
+    model: nn.Module, images: Tensor | None, training: bool
+) -> tuple[Flow, Exception | None]:
     """Return what was seen, and how the network refused the images, which it may do in any way."""
-    with measuring(model), _without_hooks(model), torch.no_grad(), recording_flow(model) as flow:
+    gpus = {parameter.get_device() for parameter in model.parameters() if parameter.is_cuda}
+    with (
+        evaluating(model),
+        _without_hooks(model),
+        torch.random.fork_rng(list(gpus)),
+        torch.no_grad(),
+        _in_training(model) if training else nullcontext(),
+        recording_flow(model) as flow,
+    ):
         try:
             if images is not None:
                 model(images.clone())
         except Exception as error:
             return flow, error
     return flow, None
+
+
+@contextmanager
+def _in_training(model: nn.Module) -> Iterator[None]:
+    """Within the block, all but the norms are in training mode; on leaving, buffers are as before.
+
+    A norm in training mode would refuse single values.
+    """
+    before = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    for module in model.modules():
+        module.training = not is_norm(module)
+    try:
+        yield
+    finally:
+        for buffer, values in before:
+            buffer.copy_(values)
 
 
 @contextmanager

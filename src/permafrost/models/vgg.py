@@ -64,7 +64,9 @@ class TaskNetwork(nn.Module):
         super().__init__()
         self.classes_per_task = classes_per_task
         self.features = features
-        self.heads = nn.ModuleList(nn.Linear(channels, classes_per_task) for _ in range(tasks))
+        self.heads = nn.ModuleList(
+            nn.Linear(channels, classes_per_task, dtype=torch.float32) for _ in range(tasks)
+        )
 
     def forward(self, images: Tensor) -> Tensor:
         """Map images (N, 3, H, W) to the logits of all heads side by side, (N, T * C)."""
@@ -117,7 +119,7 @@ def build_network(
     tasks: int,
     seed: int,
 ) -> TaskNetwork:
-    """Build a randomly initialised VGG.
+    """Build a randomly initialised VGG, in float32.
 
     The convolutions are exactly torchvision's (built here, since importing torchvision takes every
     stage seconds), followed by global average pooling and a linear
@@ -164,9 +166,9 @@ def _convolutions(depths: tuple[int, ...], channels: list[int], batch_norm: bool
     inputs = 3
     for depth, outputs in zip(depths, channels, strict=True):
         for _ in range(depth):
-            layers.append(nn.Conv2d(inputs, outputs, kernel_size=3, padding=1))
+            layers.append(nn.Conv2d(inputs, outputs, kernel_size=3, padding=1, dtype=torch.float32))
             if batch_norm:
-                layers.append(nn.BatchNorm2d(outputs))
+                layers.append(nn.BatchNorm2d(outputs, dtype=torch.float32))
             layers.append(nn.ReLU(inplace=True))
             inputs = outputs
         layers.append(nn.MaxPool2d(kernel_size=2, stride=2))

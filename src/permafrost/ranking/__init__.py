@@ -30,6 +30,7 @@ from permafrost.ranking.criteria import (
     known_criteria,
     needs_maps,
     network_evidence,
+    own_code,
     score_filters,
 )
 from permafrost.ranking.metrics import (
@@ -38,7 +39,6 @@ from permafrost.ranking.metrics import (
     evaluate_metric,
     get_metric,
     map_metric,
-    own_code,
 )
 from permafrost.ranking.relevance import FilterRelevance
 from permafrost.ranking.responses import RESPONSES, filter_responses

@@ -8,15 +8,20 @@ respond to images: :func:`permafrost.ranking.responses.filter_responses` compute
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 from permafrost.errors import InputError, NotFiniteError
 from permafrost.explain import conv_layers
-from permafrost.freezing import batch_norm_after
-from permafrost.ranking.metrics import METRICS, evaluate_metric, get_metric
+from permafrost.models.scopes import measuring
+from permafrost.models.units import trace_flow
+from permafrost.ranking.metrics import METRICS, _imported, evaluate_metric, get_metric
 from permafrost.ranking.responses import RESPONSES
 
 
@@ -35,7 +40,7 @@ class Evidence:
     seed : int
         Not negative; the seed of criteria that draw numbers.
     gammas : Mapping[str, Tensor]
-        γ (F,) of the BatchNorm behind each of the layers that has one; only ``bn_gamma`` needs it.
+        γ (F,) of the norm behind each of the layers that has one; only ``bn_gamma`` needs it.
     class_scores : Mapping[str, Mapping[str, Tensor]]
         Scores (F, C) of the same layers' filters, for each response criterion that is asked for.
     """
@@ -61,7 +66,10 @@ def network_evidence(model: nn.Module, seed: int) -> Evidence:
     Returns
     -------
     evidence : Evidence
-        Weights and, where a BatchNorm stands directly behind a convolution, γ; on the CPU.
+        Weights as the network computes with them (weight and spectral normalisation, pruning and
+        parametrizations included) and, where a norm takes a convolution's output, its γ; on the
+        CPU. What does not run in eval mode, such as GoogLeNet's auxiliary heads, is left out. A
+        network that runs on no black images has all its weights here, but no γ.
 
     Raises
     ------
@@ -72,16 +80,39 @@ def network_evidence(model: nn.Module, seed: int) -> Evidence:
     for name, value in model.state_dict().items():
         if not torch.isfinite(value).all():
             raise NotFiniteError(f"the network's {name} is not finite")
-    norms = {conv: model.get_submodule(norm) for conv, norm in batch_norm_after(model).items()}
+    layers = conv_layers(model)
+    try:
+        flow = trace_flow(model)
+    except ValueError:
+        norms: dict[str, nn.Module] = {}
+    else:
+        layers = {name: layer for name, layer in layers.items() if name in flow.runs}
+        norms = {conv: model.get_submodule(names[0]) for conv, names in flow.norms.items() if names}
+    with measuring(model):
+        weights = {name: _current_weight(layer) for name, layer in layers.items()}
     return Evidence(
-        weights={name: layer.weight.detach().cpu() for name, layer in conv_layers(model).items()},
+        weights=weights,
         gammas={
             conv: norm.weight.detach().cpu()
             for conv, norm in norms.items()
-            if isinstance(norm, nn.BatchNorm2d) and norm.affine
+            if isinstance(norm.weight, Tensor)
         },
         seed=seed,
     )
+
+
+@torch.no_grad()
+def _current_weight(layer: nn.Conv2d) -> Tensor:
+    """Return the weight that the layer's next pass would compute with, on the CPU."""
+    before = vars(layer).copy()
+    hooks: list[Any] = list(layer._forward_pre_hooks.values())
+    for hook in hooks:
+        # These derive the weight before each pass, so that it may be out of date between passes.
+        if isinstance(hook, WeightNorm | SpectralNorm | BasePruningMethod):
+            hook(layer, ())
+    weight = layer.weight.detach().cpu()
+    vars(layer).update(before)
+    return weight
 
 
 def combine_classes(evidence: Evidence) -> Evidence:
@@ -136,7 +167,9 @@ def random_scores(evidence: Evidence) -> dict[str, Tensor]:
         If the seed is negative.
     """
     return {
-        layer: torch.rand(len(weight), 1, generator=_generator(evidence.seed, position))
+        layer: torch.rand(
+            len(weight), 1, generator=_generator(evidence.seed, position), dtype=torch.float32
+        )
         for position, (layer, weight) in enumerate(evidence.weights.items())
     }
 
@@ -192,7 +225,8 @@ def bn_gamma_scores(evidence: Evidence) -> dict[str, Tensor]:
         if layer not in evidence.gammas:
             raise InputError(
                 f"criterion 'bn_gamma' needs a BatchNorm directly behind every convolution, "
-                f"but layer {layer} has none: choose another criterion or a network with BatchNorm"
+                f"but layer {layer} has none that data flow shows: choose another criterion or a "
+                "network with BatchNorm"
             )
     return {layer: evidence.gammas[layer].float().abs()[:, None] for layer in evidence.weights}
 
@@ -233,6 +267,32 @@ def check_criterion(name: str) -> None:
         known = ", ".join(known_criteria())
         raise InputError(f"criterion '{name}' is unknown: use one of {known}, or module:function")
     get_metric(name)
+
+
+def own_code(name: str) -> list[str] | None:
+    """Return hashes of the code of a user's own metric, with all of its package.
+
+    Parameters
+    ----------
+    name : str
+        As for :func:`check_criterion`.
+
+    Returns
+    -------
+    digests : list of str
+        Of each of the package's folders, as they were when the metric was first imported; None for
+        one of :func:`known_criteria`.
+
+    Raises
+    ------
+    InputError
+        As by :func:`check_criterion`.
+    """
+    check_criterion(name)
+    if name in known_criteria():
+        return None
+    _, digests = _imported(name.partition(":")[0])
+    return digests
 
 
 def score_filters(criterion: str, evidence: Evidence) -> dict[str, Tensor]:

@@ -4,6 +4,11 @@ A map metric is a pure function of filter maps (F, H, W) and class maps (C, H, W
 It declares by :func:`map_metric` whether a higher score means more alike. All metrics here compare
 maps that are min-max rescaled one by one, work in float64 and return float32, so that the rounding
 of a sum's last bits does not decide between filters that are equal.
+
+The filter maps themselves do depend on rounding in deep layers: two correct float32 programs order
+the deepest layer's filters differently, and two start images more so
+(:func:`permafrost.explain.visualize_filters`, Notes). A map metric's order of deep filters is to
+that extent chance.
 """
 
 import hashlib
@@ -367,32 +372,6 @@ def get_metric(name: str) -> MapMetric:
     return cast(MapMetric, metric)
 
 
-def own_code(name: str) -> list[str] | None:
-    """Return hashes of the code of a user's own metric, with all of its package.
-
-    Parameters
-    ----------
-    name : str
-        As for :func:`get_metric`.
-
-    Returns
-    -------
-    digests : list of str
-        Of each of the package's folders, as they were when the metric was first imported; None for
-        a metric of ``METRICS``.
-
-    Raises
-    ------
-    InputError
-        As by :func:`get_metric`.
-    """
-    get_metric(name)
-    if name in METRICS:
-        return None
-    _, digests = _imported(name.partition(":")[0])
-    return digests
-
-
 @cache
 def _imported(module_name: str) -> tuple[ModuleType, list[str]]:
     """Import a user's module; return it and the hash of its package, whatever becomes of that."""
@@ -496,7 +475,9 @@ def _centred(rows: Tensor) -> Tensor:
 def _average_ranks(rows: Tensor) -> Tensor:
     """Ranks (from 1) of each row's values in float64; ties share the mean of their ranks."""
     # NumPy's sort uses vector instructions, several times as fast as PyTorch's on a CPU.
-    values = rows.cpu().numpy()
+    # It does not know bfloat16.
+    wide = torch.promote_types(rows.dtype, torch.float32) if rows.is_floating_point() else None
+    values = rows.detach().to("cpu", wide).numpy()
     order = np.argsort(values, axis=1)
     ordered = np.take_along_axis(values, order, axis=1)
     starts = np.ones(values.shape, dtype=bool)  # where a run of equal values begins

@@ -1,11 +1,12 @@
 """Response criteria: how each filter responds to the images of each class, and what for.
 
-The feature map of a filter is the output of the BatchNorm directly behind its convolution, if
-there is one, and else the convolution's output, in eval mode and before the ReLU.
+The feature map of a filter is the output of the norm that takes its convolution's output, if there
+is one, and else the convolution's output, in eval mode and before the ReLU; a norm that contains
+its activation gives the map behind the activation. Data flow tells which norm that is.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -14,9 +15,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.hooks import RemovableHandle
 
 from permafrost.errors import NotFiniteError
-from permafrost.explain import conv_layers
 from permafrost.explain._scopes import explaining
-from permafrost.freezing import batch_norm_after
+from permafrost.ranking.features import check_logits, feature_layers
 from permafrost.ranking.relevance import FilterRelevance
 
 RESPONSES = ("activation", "taylor", "fisher", "relevance")
@@ -45,10 +45,9 @@ def filter_responses(
       when the filter is removed, to second order (Theis et al. 2018, Fisher pruning of feature
       maps);
     - ``relevance``: the sum over the positions of the relevance at the filter's output for the
-      true label's logit, with its sign (:class:`FilterRelevance`). There a BatchNorm is folded
-      into its convolution, so this is the same feature map. After Ede et al. (2022), who freeze
-      the filters most relevant for a task, found by layer-wise relevance propagation; here all
-      images given are the reference samples, each class has a score of its own, and how many
+      true label's logit, with its sign (:class:`FilterRelevance`). After Ede et al. (2022), who
+      freeze the filters most relevant for a task, found by layer-wise relevance propagation; here
+      all images given are the reference samples, each class has a score of its own, and how many
       filters freeze is left to the caller.
 
     The first three take one forward and one backward pass together.
@@ -56,12 +55,13 @@ def filter_responses(
     Parameters
     ----------
     model : nn.Module
-        Network of images (N, 3, H, W) to logits (N, C) in which each convolution runs once. It is
-        run in eval mode; afterwards its weights, flags, gradients, hooks and attributes are as
-        they were.
+        Network of images (N, 3, H, W) to logits (N, C) in which each convolution runs once, or not
+        at all: what does not run in eval mode, such as GoogLeNet's auxiliary heads, is left out of
+        the scores. It is run in eval mode; afterwards its weights, flags, gradients, hooks and
+        attributes are as they were.
     images_by_batches : iterable of (Tensor, Tensor)
         Batches of images (N, 3, H, W), normalised and unaugmented, on the model's device, with
-        labels (N,), int64, in 0..classes - 1.
+        labels (N,), a tensor or list of integers in 0..classes - 1.
     classes : int
         C.
     criteria : sequence of str
@@ -70,19 +70,19 @@ def filter_responses(
     Returns
     -------
     scores : dict[str, dict[str, Tensor (F, C)]]
-        By criterion and layer, of the images' type and device; higher means that the class needs
-        the filter more. 0 or more, except ``relevance``, which has any sign.
+        By criterion and layer, in the order in which the layers run, of the images' type and
+        device, without gradients; higher means that the class needs the filter more. 0 or more,
+        except ``relevance``, which has any sign.
 
     Raises
     ------
     ValueError
         If a criterion is unknown, a class has no image, a label is out of range, an image is not
-        finite, a convolution runs twice, or a BatchNorm keeps no running statistics (its images
-        would depend on each other).
+        finite, a convolution or the norm behind it runs twice, a BatchNorm keeps no running
+        statistics (its images would depend on each other), the model does not return logits, or
+        ``relevance`` is asked for and cannot explain the model (:class:`FilterRelevance`).
     NotFiniteError
         If a response is not finite.
-    TypeError
-        If ``relevance`` is asked for and captum has no rule for one of the model's modules.
 
     References
     ----------
@@ -94,14 +94,16 @@ def filter_responses(
     against catastrophic forgetting with XAI", CD-MAKE 2022.
     """
     _check_request(model, criteria)
-    layers = list(conv_layers(model))
+    layers: dict[str, str] = {}
     relevance = FilterRelevance(model) if "relevance" in criteria else None
     passes = any(criterion != "relevance" for criterion in criteria)
     sums: _Values = {criterion: {} for criterion in criteria}
     counts = torch.zeros(classes, dtype=torch.int64)
     for images, labels in images_by_batches:
-        _check_batch(images, labels, classes)
-        measured = _measure(model, images, labels) if passes else {}
+        labels = _checked_labels(images, labels, classes)
+        with explaining(model):
+            layers = layers or feature_layers(model, images[:1])
+        measured = _measure(model, layers, images, labels) if passes else {}
         if relevance is not None:
             measured["relevance"] = relevance(images, labels)
         # A matrix product adds up in a fixed order on every device; index_add_ does not.
@@ -130,20 +132,23 @@ def _means(
     return means
 
 
-def _measure(model: nn.Module, images: Tensor, labels: Tensor) -> _Values:
+def _measure(
+    model: nn.Module, layers: Mapping[str, str], images: Tensor, labels: Tensor
+) -> _Values:
     """Return each image's activation, taylor and fisher, (N, F) by layer, in float64."""
-    x = images.detach().clone().requires_grad_()
-    with explaining(model), _recording(model) as values:
+    with explaining(model), _recording(model, layers) as values:
+        x = images.detach().clone().requires_grad_()
         # A copy, since a network may begin with an in-place operation. The loss is summed, so
         # that each image's gradient is that of its own loss.
-        loss = F.cross_entropy(model(x.clone()), labels, reduction="sum")
+        logits = check_logits(model(x.clone()), images, labels)
+        loss = F.cross_entropy(logits, labels, reduction="sum")
         # Only the input's gradient is asked for, so no weight gradient is computed.
         torch.autograd.grad(loss, x)
     return values
 
 
 @contextmanager
-def _recording(model: nn.Module) -> Iterator[_Values]:
+def _recording(model: nn.Module, layers: Mapping[str, str]) -> Iterator[_Values]:
     """Within the block, note what `_measure` returns as both passes meet the feature maps."""
     values: _Values = {"activation": {}, "taylor": {}, "fisher": {}}
 
@@ -153,6 +158,9 @@ def _recording(model: nn.Module) -> Iterator[_Values]:
                 raise ValueError(f"layer '{name}' runs more than once: it has no one feature map")
             feature_map = output.detach().clone()  # an in-place ReLU may follow
             values["activation"][name] = feature_map.abs().mean((2, 3), dtype=torch.float64)
+            # What follows stays so where the loss does not depend on the layer.
+            for criterion in ("taylor", "fisher"):
+                values[criterion][name] = torch.zeros_like(values["activation"][name])
 
             # A hook on the tensor itself gives the gradient of the value as the layer returned
             # it, whatever overwrites it later.
@@ -161,19 +169,15 @@ def _recording(model: nn.Module) -> Iterator[_Values]:
                 values["taylor"][name] = effect.abs() / gradient[0, 0].numel()
                 values["fisher"][name] = effect.square() / 2
 
-            output.register_hook(backward)
+            if output.requires_grad:
+                output.register_hook(backward)
 
         return layer.register_forward_hook(forward)
 
-    norms = batch_norm_after(model)
-    handles: list[RemovableHandle] = []
-    try:
-        for name in conv_layers(model):
-            handles.append(watch(name, model.get_submodule(norms.get(name, name))))
+    with ExitStack() as stack:
+        for name, layer in layers.items():
+            stack.enter_context(watch(name, model.get_submodule(layer)))
         yield values
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _check_request(model: nn.Module, criteria: Sequence[str]) -> None:
@@ -185,11 +189,16 @@ def _check_request(model: nn.Module, criteria: Sequence[str]) -> None:
         raise ValueError("a BatchNorm without running statistics lets images depend on each other")
 
 
-def _check_batch(images: Tensor, labels: Tensor, classes: int) -> None:
+def _checked_labels(images: Tensor, labels: Tensor | Sequence[int], classes: int) -> Tensor:
+    """Refuse a batch that does not fit; return its labels as indices."""
+    labels = torch.as_tensor(labels, device=images.device)
     if images.ndim != 4 or labels.shape != images.shape[:1] or not len(labels):
         shapes = f"{tuple(images.shape)} and {tuple(labels.shape)}"
         raise ValueError(f"images must be (N, 3, H, W) and labels (N,), not {shapes}")
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise ValueError(f"labels must be integers, not {labels.dtype}")
     if not 0 <= int(labels.min()) <= int(labels.max()) < classes:
         raise ValueError(f"labels must lie in 0..{classes - 1}")
     if not torch.isfinite(images).all():
         raise ValueError("images hold values that are not finite")
+    return labels.long()
