@@ -34,7 +34,7 @@ from permafrost.strategies import (
     Progress,
     Replay,
     Si,
-    body_parameters,
+    common_parameters,
 )
 from project import Project
 
@@ -210,7 +210,7 @@ def learn_first(keep):
 
     def learn(network, sequence, config, strategy):
         device, start = torch.device("cpu"), copy.deepcopy(network.state_dict())
-        integral = PathIntegral(body_parameters(network))
+        integral = PathIntegral(common_parameters(network, "shared", 1))
 
         class Recorder(Finetune):
             def while_learning(self, lesson, phase):

@@ -29,7 +29,7 @@ from permafrost.params import Params
 from permafrost.plan import CellSpec, grids, method_cell, sweep_cells
 from permafrost.ranking import CONTROLS, RESPONSES, metrics, own_code
 from permafrost.source import PACKAGE, TRAINING_CODE, training_digest
-from permafrost.strategies import KNOWLEDGE, STRATEGIES, Progress, reranking
+from permafrost.strategies import KNOWLEDGE, STRATEGIES, Progress, common_parameters, reranking
 from permafrost.training import TrainingState
 
 CPU = torch.device("cpu")
@@ -66,11 +66,8 @@ def inputs(make_sequence):
 
 def make_knowledge(params, sequence, network):
     """Return what stage consolidate writes."""
-    integral = {
-        name: torch.full_like(value, 0.01)
-        for name, value in network.named_parameters()
-        if not name.startswith("heads.")
-    }
+    watched = common_parameters(network, "shared", 1)
+    integral = {name: torch.full_like(value, 0.01) for name, value in watched.items()}
     lesson = first_lesson(params, 0, sequence, network, integral, CPU)
     return {
         f"{kind}/{name}": value.contiguous()
@@ -515,7 +512,7 @@ def test_what_a_strategy_keeps(store, informed):
     weights = sum(
         parameter.nbytes
         for name, parameter in new_network(make_params(), 0).named_parameters()
-        if not name.startswith("heads.")
+        if not name.startswith("heads.1.")
     )
     convolutions = sum(
         layer.weight.numel()
@@ -773,7 +770,7 @@ def test_the_first_task(store, make_sequence):
     assert set(integral) == {
         name
         for name, _ in new_network(params, 0).named_parameters()
-        if not name.startswith("heads.")
+        if not name.startswith("heads.1.")  # the first head serves every task where it is shared
     }
     for name, value in integral.items():
         assert value.shape == weights[name].shape

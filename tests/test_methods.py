@@ -32,7 +32,7 @@ from permafrost.strategies import (
     Progress,
     Replay,
     Si,
-    body_parameters,
+    common_parameters,
     ewc,
     fisher,
     layer_change,
@@ -214,21 +214,28 @@ def test_fisher_leaves_the_model_alone(fisher_case, same_bits):
         fisher_diagonal(view, [], names)
 
 
+# Whose heads the first two tasks have in common with the third.
+COMMON = {"shared": [0], "multi": [], "expanding": [0, 1]}
+
+
 @pytest.mark.parametrize("head", HEADS)
 def test_fisher_is_of_the_task_that_was_learned(make_stirred, make_sequence, head):
     network, sequence = make_stirred(tasks=3, width=0.03), make_sequence(tasks=3)
     memory = fisher_memory(make_lesson(network, sequence, 1, head))
     precision, centre = part_of(memory, PRECISION), part_of(memory, CENTRE)
-    body = body_parameters(network)
-    assert set(precision) == set(centre) == set(body)
-    assert not any(name.startswith("heads.") for name in body)
-    assert len(body) == sum(1 for _ in network.features.parameters())
+    parameters = dict(network.named_parameters())
+    held = {f"features.{name}" for name, _ in network.features.named_parameters()}
+    held |= {f"heads.{index}.{part}" for index in COMMON[head] for part in ("weight", "bias")}
+    assert set(precision) == set(centre) == held
     images = [(all_images(sequence.tasks[1].train, sequence), torch.zeros(8))]
-    expected = fisher_diagonal(network.view(head, 1, 2), images, body)
-    for name, value in expected.items():
-        torch.testing.assert_close(precision[name], value)
-        assert torch.equal(centre[name], body[name])
-    assert any(value.max() > 0 for value in precision.values())
+    view, names = network.view(head, 1, 2), {p: name for name, p in parameters.items()}
+    expected = fisher_diagonal(view, images, [name for name, _ in view.named_parameters()])
+    for name, parameter in view.named_parameters():
+        if names[parameter] in held:
+            torch.testing.assert_close(precision[names[parameter]], expected[name])
+    for name in held:
+        assert precision[name].max() > 0
+        assert torch.equal(centre[name], parameters[name])
     with torch.no_grad():
         network.features[0].weight.add_(1)
     assert not torch.equal(centre["features.0.weight"], network.features[0].weight)
@@ -297,9 +304,12 @@ def test_path_integral_sums_to_what_the_loss_has_lost(make_stirred, make_sequenc
 
 
 def penalty_memory(network, precision=None, shift=0.0, seed=4):
-    """Return precisions (drawn from 0.5..1.5 unless given) and centres at the weights + shift."""
+    """Return precisions (drawn from 0.5..1.5 unless given) and centres at the weights + shift.
+
+    Of what is kept of the first task whatever the head: its own is among it.
+    """
     draw = random(seed)
-    body = body_parameters(network)
+    body = common_parameters(network, "shared", 1)
     return remember(
         {
             name: torch.rand(value.shape, generator=draw) + 0.5
@@ -314,13 +324,15 @@ def penalty_memory(network, precision=None, shift=0.0, seed=4):
     )
 
 
-def test_si_records_the_gradient_of_the_loss_alone(make_stirred, make_sequence):
+@pytest.mark.parametrize("head", HEADS)
+def test_si_records_the_gradient_of_the_loss_alone(make_stirred, make_sequence, head):
     network, sequence = make_stirred(batch_norm=False, tasks=3), make_sequence(tasks=3)
     memory = penalty_memory(network, shift=0.05)
-    lesson = make_lesson(network, sequence, 1, memory=memory, start=copied_state(network))
-    body, plain, whole = body_parameters(network), [], []
+    lesson = make_lesson(network, sequence, 1, head, memory=memory, start=copied_state(network))
+    body, plain, whole = common_parameters(network, head, 2), [], []
+    assert {int(name.split(".")[1]) for name in body if "heads" in name} == set(COMMON[head])
 
-    with Si("multi", 2.0).while_learning(lesson, Phase(1, 1)) as guard:
+    with Si(head, 2.0).while_learning(lesson, Phase(1, 1)) as guard:
 
         def objective(model, batch):
             loss = cross_entropy(model, batch)[0]
@@ -355,10 +367,12 @@ def test_si_records_the_gradient_of_the_loss_alone(make_stirred, make_sequence):
         )
     found = guard.observer.tensors
     assert len(plain) == 4
+    assert set(found) == set(body)
     for name, expected in naive.tensors.items():
         scale = naive.regularised[name].abs().max().item()
         torch.testing.assert_close(found[name], expected, rtol=1e-3, atol=1e-4 * scale)
-        assert not torch.allclose(found[name], naive.regularised[name], rtol=0.1, atol=0.1 * scale)
+        same = torch.allclose(found[name], naive.regularised[name], rtol=0.1, atol=0.1 * scale)
+        assert same == (f"{PRECISION}{name}" not in memory)
 
 
 def test_importance_by_hand():
@@ -369,19 +383,21 @@ def test_importance_by_hand():
     torch.testing.assert_close(found, torch.tensor([0.2 / 0.35, 0.0, 7.0]))
 
 
-def test_importances_add_up_and_the_centre_is_the_last_tasks(make_stirred, make_sequence):
+@pytest.mark.parametrize("head", HEADS)
+def test_importances_add_up_and_the_centre_is_the_last_tasks(make_stirred, make_sequence, head):
     network, sequence = make_stirred(tasks=3), make_sequence(tasks=3)
     start = copied_state(network)
     with torch.no_grad():
         for value in network.parameters():
             value.add_(0.3)
-    body = body_parameters(network)
+    body = common_parameters(network, "shared", 1)
     omega = {name: torch.randn(value.shape, generator=random(2)) for name, value in body.items()}
     first = {f"{INTEGRAL}{name}": value for name, value in omega.items()}
-    memory = integral_memory(make_lesson(network, sequence, 0, memory=first, start=start))
+    memory = integral_memory(make_lesson(network, sequence, 0, "shared", memory=first, start=start))
     with torch.no_grad():
         for value in network.parameters():
             value.sub_(0.5)
+    body = common_parameters(network, head, 2)
     second = {name: torch.randn(value.shape, generator=random(3)) for name, value in body.items()}
     observer = PathIntegral(body)
     observer.tensors = second
@@ -389,33 +405,43 @@ def test_importances_add_up_and_the_centre_is_the_last_tasks(make_stirred, make_
         network,
         sequence,
         1,
+        head,
         memory=memory,
         start={name: value + 0.5 for name, value in copied_state(network).items()},
     )
-    merged = Si("multi").after_phase(lesson, Phase(1, 1), Guard(observer=observer))
-    for name, value in body.items():
-        one = omega[name].clamp(min=0) / (0.3**2 + 0.1)
+    merged = Si(head).after_phase(lesson, Phase(1, 1), Guard(observer=observer))
+    heads = {int(n.split(".")[1]) for n in part_of(merged, PRECISION) if n.startswith("heads.")}
+    assert heads == set(COMMON[head])
+    for name, value in omega.items():
+        one = value.clamp(min=0) / (0.3**2 + 0.1)
         torch.testing.assert_close(memory[f"{PRECISION}{name}"], one)
+    for name, value in body.items():
+        one = memory.get(f"{PRECISION}{name}", 0)  # nothing of a head that the task has added
         two = second[name].clamp(min=0) / (0.5**2 + 0.1)
         torch.testing.assert_close(merged[f"{PRECISION}{name}"], one + two)
         assert torch.equal(merged[f"{CENTRE}{name}"], value)
-        assert not torch.equal(merged[f"{CENTRE}{name}"], memory[f"{CENTRE}{name}"])
+        if f"{CENTRE}{name}" in memory:
+            assert not torch.equal(merged[f"{CENTRE}{name}"], memory[f"{CENTRE}{name}"])
 
 
 # Quadratic penalties
 
 
-@pytest.mark.parametrize(
-    ("strategy", "factor"), [(Ewc("multi", 3.0), 1.5), (Si("multi", 3.0), 3.0)], ids=["ewc", "si"]
-)
-def test_the_penalty_by_hand(make_stirred, make_sequence, strategy, factor):
-    """EWC's is λ/2 Σ F (θ - θ*)², SI's c Σ Ω (θ - θ*)²."""
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize(("method", "factor"), [(Ewc, 1.5), (Si, 3.0)], ids=["ewc", "si"])
+def test_the_penalty_by_hand(make_stirred, make_sequence, method, factor, head):
+    """EWC's is λ/2 Σ F (θ - θ*)², SI's c Σ Ω (θ - θ*)².
+
+    The first head is pulled where the second task's answers depend on it, and no other.
+    """
     network, sequence = make_stirred(), make_sequence()
     memory, batch = penalty_memory(network, shift=0.1), one_batch(sequence, 1)
-    lesson = make_lesson(network, sequence, 1, memory=memory)
-    with strategy.while_learning(lesson, Phase(1, 1)) as guard:
+    lesson = make_lesson(network, sequence, 1, head, memory=memory)
+    with method(head, 3.0).while_learning(lesson, Phase(1, 1)) as guard:
         loss, logits, labels = guard.objective(lesson.view(1), batch)
-    body = body_parameters(network)
+    body = {n: p for n, p in network.named_parameters() if n.startswith("features.")}
+    if head != "multi":
+        body |= {f"heads.0.{name}": p for name, p in network.heads[0].named_parameters()}
     expected = cross_entropy(lesson.view(1), batch)[0] + factor * sum(
         (memory[f"{PRECISION}{n}"] * (value - memory[f"{CENTRE}{n}"]) ** 2).sum()
         for n, value in body.items()
@@ -427,41 +453,52 @@ def test_the_penalty_by_hand(make_stirred, make_sequence, strategy, factor):
     plain = torch.autograd.grad(cross_entropy(lesson.view(1), batch)[0], list(body.values()))
     for (name, value), found, without in zip(body.items(), gradients, plain, strict=True):
         pull = 2 * factor * memory[f"{PRECISION}{name}"] * (value - memory[f"{CENTRE}{name}"])
+        assert pull.abs().max() > 0.01
         torch.testing.assert_close(found, without + pull, rtol=1e-4, atol=1e-5)
+    free = list(network.heads[0 if head == "multi" else 1].parameters())
+    loss = guard.objective(lesson.view(1), batch)[0]
+    plain = cross_entropy(lesson.view(1), batch)[0]
+    for pair in zip(
+        torch.autograd.grad(loss, free, allow_unused=True),
+        torch.autograd.grad(plain, free, allow_unused=True),
+        strict=True,
+    ):
+        torch.testing.assert_close(*(torch.zeros(1) if g is None else g for g in pair))
 
 
-def test_the_penalties_of_several_tasks_pull_as_their_sum(make_stirred, make_sequence):
+@pytest.mark.parametrize("head", HEADS)
+def test_the_penalties_of_several_tasks_pull_as_their_sum(make_stirred, make_sequence, head):
     network, sequence, strength = make_stirred(tasks=3), make_sequence(tasks=3), 7.0
-    lesson = make_lesson(network, sequence, 0)
-    first = fisher_memory(lesson)
+    lesson = make_lesson(network, sequence, 0, head)
+    first = fisher_memory(replace(lesson, head="shared"))  # it is kept once for all heads
     with torch.no_grad():  # a weight that no task needs is held nowhere, a weight of one there
         first[f"{PRECISION}features.0.weight"][0] = 0
-        for value in network.features.parameters():
+        for value in network.parameters():
             value.add_(0.1 * torch.randn(value.shape, generator=random(5)))
     lesson = replace(lesson, learned=1, memory=first)
     second = fisher_memory(lesson)
-    merged = Ewc("multi", strength).after_phase(lesson, Phase(1, 1), Guard())
+    merged = Ewc(head, strength).after_phase(lesson, Phase(1, 1), Guard())
     with torch.no_grad():
-        for value in network.features.parameters():
+        for value in network.parameters():
             value.add_(0.1 * torch.randn(value.shape, generator=random(6)))
-    view, batch = network.view("multi", 2, 3), one_batch(sequence, 2)
-    body, zero = list(body_parameters(network).values()), penalised(network, {}, 0)
+    view, batch = network.view(head, 2, 3), one_batch(sequence, 2)
+    body = list(common_parameters(network, head, 2).values())
+    lesson = replace(lesson, learned=2, memory=merged)
 
     def pull(memory):
         with_, without = (
-            torch.autograd.grad(objective(view, batch)[0], body)
-            for objective in (penalised(network, memory, strength / 2), zero)
+            torch.autograd.grad(penalised(asked, strength / 2)(view, batch)[0], body)
+            for asked in (replace(lesson, memory=memory), replace(lesson, memory={}))
         )
         return [a - b for a, b in zip(with_, without, strict=True)]
 
-    lesson = replace(lesson, learned=2, memory=merged)
-    assert Ewc("multi", strength).after_phase(lesson, Phase(2, 1), Guard()) is merged  # the last
+    assert Ewc(head, strength).after_phase(lesson, Phase(2, 1), Guard()) is merged  # the last
     for found, one, two in zip(pull(merged), pull(first), pull(second), strict=True):
         scale = found.abs().max().item()
         assert scale > 0
         torch.testing.assert_close(found, one + two, rtol=1e-3, atol=1e-4 * scale + 1e-7)
     for name, value in part_of(merged, PRECISION).items():
-        one, two = first[f"{PRECISION}{name}"], second[f"{PRECISION}{name}"]
+        one, two = first.get(f"{PRECISION}{name}", 0), second[f"{PRECISION}{name}"]
         torch.testing.assert_close(value, one + two)
         unknown = value == 0
         centre = merged[f"{CENTRE}{name}"]
@@ -476,7 +513,7 @@ def test_a_strong_penalty_keeps_the_answers_to_the_first_task(make_stirred, make
     precision = part_of(fisher_memory(make_lesson(network, sequence, 0)), PRECISION)
     top = max(value.max() for value in precision.values())
     precision = {name: (value / top).clamp(min=0.3) for name, value in precision.items()}
-    memory = remember(precision, body_parameters(network))
+    memory = remember(precision, common_parameters(network, "multi", 1))
     # A step of momentum SGD on a parabola of curvature h is stable for lr · h < 2 (1 + momentum).
     # The steepest is λ under EWC and 2 c under SI, as the largest precision is 1; half of it here.
     bound = 2 * (1 + config.momentum) / config.lr
@@ -500,7 +537,7 @@ def test_a_strong_penalty_keeps_the_answers_to_the_first_task(make_stirred, make
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
 @pytest.mark.parametrize(
     "strategy",
-    [Ewc("multi"), Si("multi"), Lwf("multi", 0.0), Lwf("shared", 0.0), Lwf("expanding", 0.0)],
+    [method(head, 0.0) for method in (Ewc, Si, Lwf) for head in HEADS],
     ids=lambda strategy: f"{strategy.name}-{strategy.head}",
 )
 def test_a_strength_of_zero_is_fine_tuning_bit_for_bit(
@@ -519,7 +556,11 @@ def test_a_strength_of_zero_is_fine_tuning_bit_for_bit(
     assert progress.history == expected.history
     assert progress.rows == expected.rows
     assert not torch.equal(before["features.0.weight"], plain.features[0].weight)
-    assert set(progress.memory) == set(memory)
+    if strategy.name == "lwf":
+        assert set(progress.memory) == set(memory)
+    else:
+        held = common_parameters(network, strategy.head, 2)
+        assert set(progress.memory) == {f"{part}{n}" for part in (PRECISION, CENTRE) for n in held}
     assert not same_bits(progress.memory, memory)
 
 
@@ -1097,13 +1138,19 @@ def test_replayed_images_come_from_the_buffer_with_their_labels(
         assert torch.equal(labels[index], own)
 
 
-@pytest.mark.parametrize("name", ["replay", "si", "packnet", "critical_layer", "freeze_ewc"])
+@pytest.mark.parametrize(
+    ("name", "head"),
+    [
+        *((name, "multi") for name in ("replay", "packnet", "critical_layer", "freeze_ewc")),
+        *(("si", head) for head in HEADS),
+    ],
+)
 def test_a_training_resumes_to_the_same_bits(
-    make_stirred, make_sequence, make_strategy, same_bits, name
+    make_stirred, make_sequence, make_strategy, same_bits, name, head
 ):
     """In several phases, in a network that is otherwise new."""
     sequence, stored = make_sequence(tasks=3), []
-    strategy = make_strategy(name, "multi")
+    strategy = make_strategy(name, head)
     network = make_stirred(tasks=3, width=0.03)
     lesson = make_lesson(network, sequence, 0)
     memory = {"replay": buffer_memory, "packnet": lambda _: {}, "critical_layer": lambda _: {}}.get(
@@ -1119,7 +1166,7 @@ def test_a_training_resumes_to_the_same_bits(
     assert len(stored) == len(straight.history) >= 4
     for progress in stored[::3]:
         again = make_stirred(tasks=3, width=0.03, seed=8)
-        course = Learner(sequence, SGD, head="multi", seed=0, device=CPU)
+        course = Learner(sequence, SGD, head=head, seed=0, device=CPU)
         while progress.learned < 3:
             course.learn_task(again, strategy, progress)
         assert same_bits(again.state_dict(), network.state_dict())
@@ -1176,7 +1223,7 @@ def test_a_strong_penalty_holds_the_live_filters(make_stirred, make_sequence, ha
     network, sequence = make_stirred(heads=0.3, batch_norm=False), make_sequence()
     config = TrainingConfig(epochs=20, lr=0.001, batch_size=8, padding=0)
     memory, before = penalty_memory(network, precision=1.0), copied_state(network)
-    freeze, names = Freeze("multi", half_masks), list(body_parameters(network))
+    freeze, names = Freeze("multi", half_masks), list(common_parameters(network, "multi", 1))
     bound = 2 * (1 + config.momentum) / config.lr
 
     def move(strength):
@@ -1188,22 +1235,34 @@ def test_a_strong_penalty_holds_the_live_filters(make_stirred, make_sequence, ha
     assert move(bound / 2) < 0.1 * move(0.0)
 
 
+@pytest.mark.parametrize("head", HEADS)
 def test_the_penalty_sees_the_whole_weights_of_a_partly_frozen_network(
-    make_stirred, make_sequence, half_masks
+    make_stirred, make_sequence, half_masks, head
 ):
     """Frozen rows that are off their centre add to it too, but nothing pulls them."""
     network, sequence = make_stirred(), make_sequence()
     memory, batch = penalty_memory(network, shift=0.1), one_batch(sequence, 1)
-    lesson = make_lesson(network, sequence, 1, memory=memory)
-    plain, _, _ = penalised(network, memory, 1.5)(lesson.view(1), batch)
-    strategy = FreezeEwc("multi", Freeze("multi", half_masks), Ewc("multi", 3.0))
+    lesson = make_lesson(network, sequence, 1, head, memory=memory)
+    plain, _, _ = penalised(lesson, 1.5)(lesson.view(1), batch)
+    strategy = FreezeEwc(head, Freeze(head, half_masks), Ewc(head, 3.0))
     with strategy.while_learning(lesson, Phase(1, 1)) as guard:
         lesson.view(1).eval()
         loss, _, _ = guard.objective(lesson.view(1), batch)
         assert type(network.features[0]) is not nn.Conv2d
         weights = current_weights(network)
         assert set(weights) == {name for name, _ in plain_names(network)}
+        pulled = loss - cross_entropy(lesson.view(1), batch)[0]
+        gradient = torch.autograd.grad(
+            pulled, list(network.heads[0].parameters()), allow_unused=True
+        )
     torch.testing.assert_close(loss, plain)
+    for name, found in zip(("weight", "bias"), gradient, strict=True):
+        if head == "multi":
+            assert found is None
+        else:
+            off = network.heads[0].get_parameter(name) - memory[f"{CENTRE}heads.0.{name}"]
+            expected = 3 * memory[f"{PRECISION}heads.0.{name}"] * off
+            torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5)
 
 
 def plain_names(network):

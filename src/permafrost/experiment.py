@@ -49,7 +49,7 @@ from permafrost.strategies import (
     Phase,
     Progress,
     Strategy,
-    body_parameters,
+    common_parameters,
 )
 from permafrost.strategies.reranking import ExplainConfig, rank_network
 from permafrost.training import TrainingConfig, part_of, resolve_precision
@@ -172,7 +172,8 @@ def train_first_task(
         )
         network = new_network(params, seed).to(device)
         progress = progress or Progress(0, [learner.measure(network, 0)])
-        recorder = _FirstTask("shared", PathIntegral(body_parameters(network)))
+        watched = common_parameters(network, "shared", learned=1)
+        recorder = _FirstTask("shared", PathIntegral(watched))
         learner.learn_task(network, recorder, progress, after_epoch)
         before, after = (_known(row)[0] for row in progress.rows)
         row = {"acc_task1_init": before.overall, "acc_task1": after.overall}

@@ -46,7 +46,7 @@ from permafrost.strategies import (
     Lesson,
     PackNet,
     Progress,
-    body_parameters,
+    common_parameters,
 )
 from permafrost.strategies.reranking import ExplainConfig, rank_network
 from permafrost.tables import accuracy_table
@@ -227,7 +227,7 @@ def test_what_a_strategy_keeps_is_finite(
                 network = make_network(batch_norm=False)
                 integral = {
                     f"{INTEGRAL}{n}": torch.full_like(p, torch.inf)
-                    for n, p in body_parameters(network).items()
+                    for n, p in common_parameters(network, "shared", 1).items()
                 }
                 for parameter in network.features.parameters():
                     parameter.data.mul_(1e12)

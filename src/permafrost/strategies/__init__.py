@@ -13,7 +13,7 @@ from permafrost.strategies.learner import Learner, Progress
 from permafrost.strategies.linear_probe import LinearProbe
 from permafrost.strategies.lwf import Lwf
 from permafrost.strategies.packnet import RETRAIN, PackNet
-from permafrost.strategies.quadratic import body_parameters
+from permafrost.strategies.quadratic import common_parameters
 from permafrost.strategies.replay import Replay
 from permafrost.strategies.si import INTEGRAL, PathIntegral, Si
 
@@ -65,5 +65,5 @@ __all__ = [
     "Replay",
     "Si",
     "Strategy",
-    "body_parameters",
+    "common_parameters",
 ]

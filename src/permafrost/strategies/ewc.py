@@ -13,7 +13,7 @@ from permafrost.strategies.fisher import fisher_diagonal
 from permafrost.strategies.quadratic import (
     CENTRE,
     PRECISION,
-    body_parameters,
+    common_parameters,
     penalised,
     remember,
 )
@@ -25,9 +25,10 @@ class Ewc(Strategy):
     """Hold the weights near those of earlier tasks, each by its Fisher information.
 
     Minimises L(θ) + ½ λ Σ_k Σ_i F_{k,i} (θ_i − θ*_{k,i})² (equation 3), one penalty for each
-    earlier task k; F is :func:`fisher_diagonal` on some of its training images. The heads are not
-    held, and BatchNorm's running statistics drift. Momentum SGD diverges where lr · λ · F comes
-    near 4.
+    earlier task k; F is :func:`fisher_diagonal` on some of its training images. Held are all
+    parameters that the next task uses too (:func:`common_parameters`): a shared head is, an old
+    task's own head is not. BatchNorm's running statistics drift. Momentum SGD diverges where
+    lr · λ · F comes near 4.
 
     Attributes
     ----------
@@ -44,7 +45,7 @@ class Ewc(Strategy):
     def while_learning(self, lesson: Lesson, phase: Phase) -> AbstractContextManager[Guard]:
         """Add the penalty."""
         del phase
-        return nullcontext(Guard(penalised(lesson.network, lesson.memory, self.strength / 2)))
+        return nullcontext(Guard(penalised(lesson, self.strength / 2)))
 
     def after_phase(self, lesson: Lesson, phase: Phase, guard: Guard) -> Memory:
         """Add the new task's penalty; a sum of parabolas is a parabola again."""
@@ -55,22 +56,27 @@ class Ewc(Strategy):
         old_precision, old_centre = (part_of(lesson.memory, part) for part in (PRECISION, CENTRE))
         precision, centre = {}, {}
         for name, added in part_of(new, PRECISION).items():
-            before = old_precision[name].to(added.device)
+            latest = new[f"{CENTRE}{name}"]
+            # A head that the task has added to an expanding one was not held before.
+            before = old_precision.get(name, torch.zeros_like(added)).to(added.device)
             precision[name] = before + added
-            pull = before * old_centre[name].to(added.device) + added * new[f"{CENTRE}{name}"]
+            pull = before * old_centre.get(name, latest).to(added.device) + added * latest
             known = precision[name] > 0
             safe = torch.where(known, precision[name], 1.0)
-            centre[name] = torch.where(known, pull / safe, new[f"{CENTRE}{name}"])
+            centre[name] = torch.where(known, pull / safe, latest)
         return remember(precision, centre)
 
 
 def fisher_memory(lesson: Lesson) -> Memory:
     """Return the Fisher information of the task that was just learned, and its weights."""
-    parameters, task = body_parameters(lesson.network), lesson.learned
-    images = _sample(lesson, task)
-    batches = Batches(images, lesson.sequence.normalization, lesson.device)
-    fisher = fisher_diagonal(lesson.view(task), batches.ordered(64), parameters)
-    return remember(fisher, parameters)
+    task, view = lesson.learned, lesson.view(lesson.learned)
+    parameters = common_parameters(lesson.network, lesson.head, task + 1)
+    known = {parameter: name for name, parameter in parameters.items()}
+    # The view has other names for the same parameters.
+    names = {name: known[p] for name, p in view.named_parameters() if p in known}
+    batches = Batches(_sample(lesson, task), lesson.sequence.normalization, lesson.device)
+    fisher = fisher_diagonal(view, batches.ordered(64), names)
+    return remember({names[name]: value for name, value in fisher.items()}, parameters)
 
 
 def _sample(lesson: Lesson, task: int) -> LabeledImages:

@@ -12,7 +12,7 @@ from permafrost.strategies.base import Guard, Lesson, Memory, Phase, Strategy
 from permafrost.strategies.quadratic import (
     CENTRE,
     PRECISION,
-    body_parameters,
+    common_parameters,
     penalised,
     remember,
 )
@@ -76,7 +76,9 @@ class Si(Strategy):
 
     Minimises L(θ) + c Σ_i Ω_i (θ_i − θ*_i)² with Ω_i = Σ_k max(0, ω_{k,i}) / (Δ_{k,i}² + ξ), ξ 0.1
     (equations 4 and 5); Δ_k is how far the weight moved over task k. ω is recorded with the
-    gradient of the loss alone. The heads are not held, and BatchNorm's running statistics drift.
+    gradient of the loss alone. Held are all parameters that the next task uses too
+    (:func:`common_parameters`): a shared head is, an old task's own head is not. BatchNorm's
+    running statistics drift.
 
     Attributes
     ----------
@@ -94,22 +96,20 @@ class Si(Strategy):
         """Add the penalty, and record the path integral if another task follows."""
         del phase
         memory = {name: tensor.to(lesson.device) for name, tensor in lesson.memory.items()}
-        objective = penalised(lesson.network, memory, self.strength)
-        watched = body_parameters(lesson.network)
-        integral = None if lesson.is_last else PathIntegral(watched, memory, self.strength)
-        return nullcontext(Guard(objective, integral))
+        integral = None if lesson.is_last else PathIntegral(_watched(lesson), memory, self.strength)
+        return nullcontext(Guard(penalised(lesson, self.strength), integral))
 
     def after_phase(self, lesson: Lesson, phase: Phase, guard: Guard) -> Memory:
         """Add the new task's importance."""
         del phase
         if guard.observer is None:
             return lesson.memory
-        end = body_parameters(lesson.network)
-        new = importance(guard.observer.tensors, lesson.start, end)
-        old = part_of(lesson.memory, PRECISION)
-        return remember(
-            {name: old[name].to(value.device) + value for name, value in new.items()}, end
-        )
+        end = _watched(lesson)
+        precision = importance(guard.observer.tensors, lesson.start, end)
+        for name, old in part_of(lesson.memory, PRECISION).items():
+            if name in precision:
+                precision[name] += old.to(lesson.device)
+        return remember(precision, end)
 
 
 def integral_memory(lesson: Lesson) -> Memory:
@@ -120,8 +120,13 @@ def integral_memory(lesson: Lesson) -> Memory:
     lesson : Lesson
         ``memory`` holds ω, its names preceded by ``INTEGRAL``; ``start`` the initial weights.
     """
-    end = body_parameters(lesson.network)
+    end = _watched(lesson)
     return remember(importance(part_of(lesson.memory, INTEGRAL), lesson.start, end), end)
+
+
+def _watched(lesson: Lesson) -> dict[str, nn.Parameter]:
+    """Return the parameters that the task learned now will hold while the next one is learned."""
+    return common_parameters(lesson.network, lesson.head, lesson.learned + 1)
 
 
 @torch.no_grad()
