@@ -15,21 +15,20 @@ _MOSAIC_COLUMNS = 32
 _NAME_SHOWN = 18  # characters of a class, about as wide as its map
 
 
-def _pyplot() -> Any:
-    import matplotlib as mpl
+def _subplots(
+    rows: int = 1, columns: int = 1, *, figsize: tuple[float, float], **options: Any
+) -> tuple[Any, Any]:
+    """Return a figure of its own and its axes; a notebook's pyplot never hears of it."""
+    from matplotlib.figure import Figure
 
-    mpl.use("Agg")
-    mpl.rcParams["text.parse_math"] = False  # a dollar in a name is a dollar
-    from matplotlib import pyplot
-
-    return pyplot
+    figure = Figure(figsize, layout="constrained")
+    return figure, figure.subplots(rows, columns, **options)
 
 
 def _save(figure: Any, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     # Without the metadata the same picture is the same file.
     figure.savefig(path, dpi=110, metadata={"Software": None})
-    _pyplot().close(figure)
 
 
 def _show(axis: Any, image: Tensor, title: str = "", **options: Any) -> None:
@@ -41,7 +40,8 @@ def _show(axis: Any, image: Tensor, title: str = "", **options: Any) -> None:
 
 def _class_title(name: str) -> str:
     short = name if len(name) <= _NAME_SHOWN else f"{name[: _NAME_SHOWN - 1]}…"
-    return f"class map:\n{short}" if len(short) > 10 else f"class map: {short}"
+    separator = "\n" if len(short) > 10 else " "
+    return "class map:" + separator + short.replace("$", r"\$")  # a dollar, and no formula
 
 
 def draw_saliency(
@@ -70,12 +70,11 @@ def draw_saliency(
         What made the maps.
     """
     examples = len(images) // len(classes)
-    figure, axes = _pyplot().subplots(
+    figure, axes = _subplots(
         len(classes),
         1 + 2 * examples,
         figsize=(1.2 * (1 + 2 * examples), 1.35 * len(classes)),
         squeeze=False,
-        layout="constrained",
     )
     for row, name in enumerate(classes):
         _show(axes[row][0], class_maps[row], _class_title(name), cmap="magma")
@@ -141,12 +140,11 @@ def draw_best_and_worst(
     )
     scores = score_filters(metric, one_layer)[layer]
     shown = min(_FILTERS_SHOWN, len(scores))
-    figure, axes = _pyplot().subplots(
+    figure, axes = _subplots(
         len(classes),
         1 + 2 * shown,
         figsize=(1.2 * (1 + 2 * shown), 1.4 * len(classes)),
         squeeze=False,
-        layout="constrained",
     )
     for row, name in enumerate(classes):
         _show(axes[row][0], evidence.class_maps[row], _class_title(name), cmap="magma")
@@ -174,7 +172,7 @@ def draw_trade_off(
     single : sequence of mapping
         Other strategies: ``label`` and the two intervals.
     """
-    figure, axis = _pyplot().subplots(figsize=(7, 5), layout="constrained")
+    figure, axis = _subplots(figsize=(7, 5))
     for metric in dict.fromkeys(point["metric"] for point in points):
         line = sorted((p for p in points if p["metric"] == metric), key=lambda p: p["pct"])
         container = _error_bars(axis, line, metric, "o-")
