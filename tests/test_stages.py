@@ -13,7 +13,7 @@ import psutil
 import pytest
 from ruamel.yaml import YAML
 
-from permafrost import cells, source
+from permafrost import cells
 from permafrost.artifacts import save_record
 from permafrost.errors import InputError
 from permafrost.plan import sweep_cells
@@ -21,8 +21,7 @@ from permafrost.stages import cell_pool
 from permafrost.stages.cell_pool import train_cells
 from permafrost.stages.tune import read_choices
 from permafrost.stages.workspace import open_stage
-from project import REPOSITORY, STAGES, Project, stages_run, wait_for
-from stage_code import reached_files
+from project import Project, stages_run, wait_for
 
 pytestmark = pytest.mark.usefixtures("one_run_for_each_training")
 
@@ -290,30 +289,6 @@ def test_workers_train_by_the_parameters_of_their_stage(
         project.change({"train": {"lr": 0.002}})
         assert train_cells(workspace, specs, "") == records
         params.write_text(before)
-
-
-# Reached through the table of strategies, of which these stages read a property.
-UNUSED = {
-    "consolidate": {"evaluation", "explain", "freezing"},
-    "report": {"data", "explain", "freezing", "models", "seeding.py", "training"},
-}
-
-
-def test_stages_watch_the_code_that_they_reach() -> None:
-    """DVC reruns a stage if code changes that it can reach; a training, if any of it does."""
-    stages = YAML(typ="safe").load(REPOSITORY / "dvc.yaml")["stages"]
-    assert set(stages) == set(STAGES)
-    for name, stage in stages.items():
-        watched = {dep.removeprefix("src/permafrost/") for dep in stage["deps"]}
-        covered = watched | UNUSED.get(name, set())
-        missed = [
-            file
-            for file in sorted(reached_files(name))
-            if not any(file == part or file.startswith(f"{part}/") for part in covered)
-        ]
-        assert not missed, name
-        if name in ("train_second", "tune", "sweep"):
-            assert {*source._TRAINING, "custom"} <= watched
 
 
 def test_ui_refuses_a_port_of_another_program(project: Project) -> None:

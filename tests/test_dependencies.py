@@ -1,10 +1,13 @@
-"""Which files of the package a stage's code can reach, read from the code without running it."""
+"""What dvc.yaml says that a stage depends on, beside what its code can reach."""
 
 import ast
 from functools import cache
 from pathlib import Path
 
-from project import REPOSITORY
+from ruamel.yaml import YAML
+
+from permafrost import source
+from project import REPOSITORY, STAGES
 
 SOURCE = REPOSITORY / "src"
 
@@ -97,3 +100,27 @@ def reached_files(stage: str) -> set[str]:
                 waiting += [(module, used) for used in names if used in own]
                 waiting += [imported[used] for used in names if used in imported]
     return found
+
+
+# Reached through the table of strategies, of which these stages read a property.
+UNUSED = {
+    "consolidate": {"evaluation", "explain", "freezing"},
+    "report": {"data", "explain", "freezing", "models", "seeding.py", "training"},
+}
+
+
+def test_stages_watch_the_code_that_they_reach() -> None:
+    """DVC reruns a stage if code changes that it can reach; a training, if any of it does."""
+    stages = YAML(typ="safe").load(REPOSITORY / "dvc.yaml")["stages"]
+    assert set(stages) == set(STAGES)
+    for name, stage in stages.items():
+        watched = {dep.removeprefix("src/permafrost/") for dep in stage["deps"]}
+        covered = watched | UNUSED.get(name, set())
+        missed = [
+            file
+            for file in sorted(reached_files(name))
+            if not any(file == part or file.startswith(f"{part}/") for part in covered)
+        ]
+        assert not missed, name
+        if name in ("train_second", "tune", "sweep"):
+            assert {*source._TRAINING, "custom"} <= watched
