@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import typer
 from PIL import Image
+from ruamel.yaml import YAML
 from typer.testing import CliRunner
 
 from permafrost import cli
@@ -68,6 +69,55 @@ def test_missing_params_file(project: Project) -> None:
 
 def test_unknown_profile(project: Project) -> None:
     assert "demo, methods, paper, photos, tables" in refusal("profile", "papers")
+
+
+def test_edited_parameters_are_not_overwritten(project: Project) -> None:
+    """Those of a test's project are edited."""
+    line = refusal("profile", "tables")
+    assert "params.yaml: has been edited; `permafrost profile tables --force`" in line
+    for command in (["profile", "tables", "--force"], ["profile", "demo"]):
+        result = CliRunner().invoke(app, command)
+        assert result.exit_code == 0, result.output
+    assert Path("params.yaml").read_bytes() == Path("profiles/demo.yaml").read_bytes()
+    Path("params.yaml").unlink()
+    assert CliRunner().invoke(app, ["profile", "demo"]).exit_code == 0
+
+
+@pytest.mark.parametrize("answer", ["n\n", "y\n"])
+def test_edited_parameters_are_asked_for(
+    project: Project, answer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = Path("params.yaml").read_bytes()
+    monkeypatch.setattr(cli, "_can_ask", lambda: True)
+    result = CliRunner().invoke(app, ["profile", "tables"], input=answer)
+    assert "Overwrite it?" in result.output
+    assert (Path("params.yaml").read_bytes() == before) == (answer == "n\n")
+    assert (result.exit_code == 0) == (answer == "y\n")
+
+
+@pytest.mark.parametrize("key", ["seeds", "profile", "train", "split.tasks", "sweep.heads", "tune"])
+def test_keys_that_dvc_looks_for(project: Project, key: str) -> None:
+    """Ours would be a default; DVC has none."""
+    yaml, section = YAML(), key.split(".")[:-1]
+    values = yaml.load(Path("params.yaml"))
+    del (values[section[0]] if section else values)[key.split(".")[-1]]
+    yaml.dump(values, Path("params.yaml"))
+    assert f"params.yaml: has no {key}, which dvc.yaml reads" in refusal("check")
+
+
+def test_empty_parameters(project: Project) -> None:
+    Path("params.yaml").write_text("{}\n")
+    assert "which dvc.yaml reads; `permafrost profile`" in refusal("check")
+
+
+def test_advice_outside_of_a_clone_leads_into_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for command in ("check", "profile", "doctor", "gc"):
+        line = refusal(command)
+        assert "clone" in line
+        assert "permafrost profile" not in line
 
 
 def test_copy_without_git(

@@ -1,9 +1,10 @@
 """Single commands in a copy of the project whose workflow has run: kill -9, damage, the UI."""
 
-import ast
+import hashlib
 import os
 import shutil
 import signal
+import socket
 import time
 import urllib.request
 from pathlib import Path
@@ -12,7 +13,7 @@ import psutil
 import pytest
 from ruamel.yaml import YAML
 
-from permafrost import cells, source
+from permafrost import cells
 from permafrost.artifacts import save_record
 from permafrost.errors import InputError
 from permafrost.plan import sweep_cells
@@ -20,7 +21,7 @@ from permafrost.stages import cell_pool
 from permafrost.stages.cell_pool import train_cells
 from permafrost.stages.tune import read_choices
 from permafrost.stages.workspace import open_stage
-from project import REPOSITORY, Project, wait_for
+from project import Project, stages_run, wait_for
 
 pytestmark = pytest.mark.usefixtures("one_run_for_each_training")
 
@@ -120,6 +121,32 @@ def test_gc_deletes_only_unused_trainings(project: Project) -> None:
     assert project.cells() == used
 
 
+def test_gc_keeps_what_other_commits_use(project: Project) -> None:
+    """Their results lie in DVC's cache."""
+    key, store = "1" * 32, project.folder / ".permafrost/cells"
+    stored = project.cells()
+    shutil.copytree(store / min(stored), store / key)
+    content = f'[\n {{\n  "key": "{key}"\n }}\n]\n'.encode()
+    digest = hashlib.md5(content).hexdigest()
+    cached = project.folder / ".dvc/cache/files/md5" / digest[:2] / digest[2:]
+    cached.parent.mkdir(exist_ok=True)
+    cached.write_bytes(content)
+    lock, before = project.folder / "dvc.lock", (project.folder / "dvc.lock").read_text()
+    lock.write_text(f"    - path: metrics/sweep.json\n      hash: md5\n      md5: {digest}\n")
+    project.run("git", "checkout", "-q", "-b", "other")
+    project.commit("another sweep")
+    project.run("git", "checkout", "-q", "main")
+    lock.write_text(before)
+    assert "0 trainings deleted" in project.run("permafrost", "gc", "--yes")
+    assert project.cells() == stored | {key}
+    project.run("git", "branch", "-q", "-D", "other")
+    output = project.run("permafrost", "gc", "--yes")
+    assert key in output  # it says what it deletes
+    assert "1 trainings deleted" in output
+    assert project.cells() == stored
+    cached.unlink()
+
+
 def test_gc_waits_for_trainings_that_are_under_way(project: Project) -> None:
     store = cells.CellStore(project.folder)
     stored = store.stored_keys()
@@ -173,6 +200,28 @@ def test_what_a_killed_dvc_was_copying_is_deleted(project: Project) -> None:
     assert not [name for name in unfinished if (project.folder / name).exists()]
     for name in others:
         (project.folder / name).unlink()
+
+
+def test_files_of_dropped_seeds_are_no_dependency(project: Project) -> None:
+    """DVC would note them with the folders that they lie in, where no other copy has them."""
+    dropped = [f"models/{name}/7.safetensors" for name in ("train_first", "rank", "consolidate")]
+    dropped += ["data/tasks/7.safetensors", "metrics/train_second/7.json"]
+    dropped += ["reports/visualize/7/features.0.png"]
+    for name in dropped:
+        (project.folder / name).parent.mkdir(exist_ok=True)
+        (project.folder / name).write_bytes(b"of another seed")
+    own = project.folder / "models/rank/notes.txt"
+    own.write_text("the user's")
+    kept = (project.folder / "models/rank/0.safetensors").read_bytes()
+    assert stages_run(project.run("dvc", "repro", "-f", "-s", "evaluate")) == ["evaluate"]
+    assert not [name for name in dropped if (project.folder / name).exists()]
+    assert not (project.folder / "reports/visualize/7").exists()
+    assert (project.folder / "models/rank/0.safetensors").read_bytes() == kept
+    assert own.exists()
+    own.unlink()
+    lock = YAML(typ="safe").load(project.folder / "dvc.lock")
+    deps = {dep["path"]: dep for dep in lock["stages"]["evaluate"]["deps"]}
+    assert deps["metrics/train_second"]["nfiles"] == 1
 
 
 @pytest.mark.parametrize(
@@ -242,18 +291,14 @@ def test_workers_train_by_the_parameters_of_their_stage(
         params.write_text(before)
 
 
-def test_stages_watch_the_code_that_they_import() -> None:
-    """DVC reruns a stage if code changes that its module imports; a training, if any of it does."""
-    stages = YAML(typ="safe").load(REPOSITORY / "dvc.yaml")["stages"]
-    for name, stage in stages.items():
-        tree = ast.parse((REPOSITORY / f"src/permafrost/stages/{name}.py").read_text())
-        modules = [node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
-        parts = {str(module).split(".")[1] for module in modules if "permafrost." in str(module)}
-        watched = {dep.removeprefix("src/permafrost/").split("/")[0] for dep in stage["deps"]}
-        for part in (Path(part).stem for part in source._TRAINING):
-            assert part not in parts or part in {Path(dep).stem for dep in watched}, (name, part)
-        if name in ("train_second", "tune", "sweep"):
-            assert {*source._TRAINING, "custom"} <= watched
+def test_ui_refuses_a_port_of_another_program(project: Project) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        output = project.run("permafrost", "ui", "--port", str(port), code=2)
+    assert f"--port: {port} is taken by another program" in output
+    assert "Compare the runs" not in output
 
 
 def test_ui_opens_on_the_right_store(project: Project) -> None:

@@ -28,7 +28,7 @@ from permafrost.artifacts import (
     save_tensors,
     write_atomically,
 )
-from permafrost.errors import DamagedError
+from permafrost.errors import DamagedError, InputError
 from permafrost.evaluation import Accuracy
 from permafrost.machine import fingerprint, machine_tags
 from permafrost.processes import project_lock
@@ -239,6 +239,13 @@ class CellStore:
         """Return what MLflow has to hold of all whole cells."""
         results = [load_record(path) for path in sorted(self.folder.glob(f"*/{_RESULT}"))]
         return [run_record(result["record"], result["machine"]) for result in results]
+
+    def name(self, key: str) -> str:
+        """Return a stored cell's name for people; one that is not whole has none yet."""
+        try:
+            return str(load_record(self.folder / key / _RESULT)["record"]["name"])
+        except InputError:
+            return "(not whole)"
 
     def seconds(self, key: str) -> float | None:
         """Return how long the epochs of a cell's training took; None if it is not stored."""

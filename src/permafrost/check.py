@@ -1,33 +1,91 @@
 """Validate everything that a run would read, before anything is trained."""
 
 from pathlib import Path
+from typing import Any
 
+from ruamel.yaml import YAML
+
+from permafrost.artifacts import load_tasks
+from permafrost.data import TaskSequence
 from permafrost.errors import InputError
+from permafrost.images import images_digest, images_root, note_images
+from permafrost.params import Params
 from permafrost.stages.split import make_tasks
-from permafrost.stages.workspace import prepare_device, project_root, read_params
+from permafrost.stages.workspace import (
+    PARAMS,
+    TASKS,
+    prepare_device,
+    project_root,
+    read_params,
+    seed_file,
+)
 from permafrost.training import resolve_precision
 
 
 def check_all() -> str:
-    """Validate params.yaml, the device and the data set; return a line that says what was found.
+    """Validate params.yaml, the device and the data set; return what was found.
+
+    What the images hold is noted in ``images.yaml``, where DVC sees whether they have changed. A
+    copy that has pulled the tasks but has no images is fine: nothing has to be read anew.
 
     Raises
     ------
     InputError
         The first thing that is wrong, in one line.
     """
+    root = project_root()
+    _require_git(root)
     params = read_params()
-    _require_git(project_root())
+    _require_keys()
     device = prepare_device(params)
     resolve_precision(params.train.precision, device)
-    for seed in params.seeds if params.split.selection == "random" else params.seeds[:1]:
-        sequence = make_tasks(params, seed)
+    seeds = params.seeds if params.split.selection == "random" else params.seeds[:1]
+    if _has_tasks_only(params, root):
+        sequence = load_tasks(seed_file(TASKS, seeds[-1]))
+        found = f"{params.split.root} is not here; what it held is in {TASKS}."
+    else:
+        sequence, found = _read_images(params, seeds, root)
     tasks = "; ".join(
         f"task {index} {', '.join(task.classes)}: {len(task.train)} training, "
         f"{len(task.validation)} validation and {len(task.test)} test images"
         for index, task in enumerate(sequence.tasks, start=1)
     )
-    return f"params.yaml and data set are fine. {tasks}. Device: {device.type}."
+    return f"params.yaml and data set are fine. {tasks}. Device: {device.type}.\n{found}".strip()
+
+
+def _has_tasks_only(params: Params, root: Path) -> bool:
+    """Return whether the images are not here, but what stage split has made of them is."""
+    images = images_root(params, root)
+    if params.split.dataset != "image_folder" or images is None or images.exists():
+        return False
+    return all(seed_file(TASKS, seed).exists() for seed in params.seeds)
+
+
+def _read_images(params: Params, seeds: list[int], root: Path) -> tuple[TaskSequence, str]:
+    """Divide the data set for each seed; return the last, and whether the images have changed."""
+    content = images_digest(params, root)
+    for seed in seeds:
+        sequence = make_tasks(params, seed)
+    if not note_images(content) or content is None:
+        return sequence, ""
+    return sequence, f"{params.split.root}: the images have changed; `dvc repro` reads them anew."
+
+
+def _require_keys() -> None:
+    """Refuse a params.yaml without a key that DVC looks for; ours would be a default."""
+    yaml = YAML(typ="safe", pure=True)
+    stages = yaml.load(Path("dvc.yaml"))["stages"].values()
+    given = yaml.load(PARAMS)
+    wanted = [key for stage in stages for key in stage.get("params", []) if isinstance(key, str)]
+    for key in ["seeds", *wanted]:
+        value: Any = given
+        for part in key.split("."):
+            value = value.get(part, ...) if isinstance(value, dict) else ...
+        if value is ...:
+            raise InputError(
+                f"{PARAMS}: has no {key}, which dvc.yaml reads; `permafrost profile` lists files "
+                "that are whole"
+            )
 
 
 def _require_git(root: Path) -> None:

@@ -5,22 +5,60 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from importlib import import_module
 from types import ModuleType
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand, TyperGroup
 
-from permafrost import PARENT
+from permafrost import PARENT, __version__
 from permafrost.errors import InputError
 from permafrost.imports import uncollected
 
+
+class _PlainFlags:
+    """Help without a type behind options that take no value."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        params: list[Any] = super().get_params(ctx)  # type: ignore[misc]
+        for param in params:
+            if getattr(param, "is_flag", False):
+                param.metavar = ""
+        return params
+
+
+class _Command(_PlainFlags, TyperCommand):
+    pass
+
+
+class _Group(_PlainFlags, TyperGroup):
+    pass
+
+
 app = typer.Typer(
-    help="Explainability-guided filter freezing against catastrophic forgetting.",
+    cls=_Group,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+_command = partial(app.command, cls=_Command)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"permafrost {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show it and exit.", callback=_print_version)
+    ] = False,
+) -> None:
+    """Explainability-guided filter freezing against catastrophic forgetting."""
 
 
 _NO_MEMORY = re.compile("can't allocate memory|out of memory")  # as PyTorch says it
@@ -85,6 +123,10 @@ def _clear_errors() -> Iterator[None]:
         raise typer.Exit(130) from None
 
 
+def _can_ask() -> bool:
+    return sys.stdin.isatty()
+
+
 def _module(stage: str) -> ModuleType:
     with uncollected(for_good=True):
         return import_module(f"permafrost.stages.{stage}")
@@ -107,23 +149,30 @@ def _stage(name: str) -> Callable[..., None]:
 
 
 for _name, _help in _SEED_STAGES.items():
-    app.command(_name, help=_help, rich_help_panel="Stages")(_seed_stage(_name))
+    _command(_name, help=_help, rich_help_panel="Stages")(_seed_stage(_name))
 for _name, _help in _STAGES.items():
-    app.command(_name, help=_help, rich_help_panel="Stages")(_stage(_name))
+    _command(_name, help=_help, rich_help_panel="Stages")(_stage(_name))
 
 
-@app.command()
+@_command()
 def profile(
     name: Annotated[str | None, typer.Argument(help="Which one; none lists them.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite what you have edited.")] = False,
 ) -> None:
     """Write params.yaml from a ready profile."""
-    from permafrost.profiles import list_profiles, write_profile
+    from permafrost.profiles import is_edited, list_profiles, write_profile
 
     with _clear_errors():
-        typer.echo(list_profiles() if name is None else write_profile(name))
+        if name is None:
+            typer.echo(list_profiles())
+            return
+        if not force and _can_ask() and is_edited():
+            typer.confirm("params.yaml has been edited. Overwrite it?", abort=True)
+            force = True
+        typer.echo(write_profile(name, overwrite=force))
 
 
-@app.command()
+@_command()
 def check() -> None:
     """Validate params.yaml and the data set before anything is trained."""
     from permafrost.check import check_all
@@ -132,7 +181,7 @@ def check() -> None:
         typer.echo(check_all())
 
 
-@app.command()
+@_command()
 def doctor(
     repair: Annotated[bool, typer.Option("--repair", help="Delete the damaged files.")] = False,
 ) -> None:
@@ -144,7 +193,7 @@ def doctor(
         typer.echo(check_files(repair=repair))
 
 
-@app.command()
+@_command()
 def track() -> None:
     """Bring MLflow up to date: one finished run for each training and variant."""
     from permafrost.maintenance import track_all
@@ -153,24 +202,28 @@ def track() -> None:
         typer.echo(track_all())
 
 
-@app.command()
+@_command()
 def gc(
     yes: Annotated[bool, typer.Option("--yes", help="Delete without asking.")] = False,
 ) -> None:
-    """Delete stored trainings that no result in metrics/ names."""
-    from permafrost.maintenance import delete_cells, unused_cells
+    """Delete stored trainings that no result names, here or in a commit, branch or experiment."""
+    from permafrost.maintenance import delete_cells, describe_cells, unused_cells
 
     with _clear_errors():
         unused = unused_cells()
-        question = f"Delete {len(unused)} trainings that no result in metrics/ names?"
+        for line in describe_cells(unused):
+            typer.echo(line)
+        question = f"Delete these {len(unused)} trainings, which no result names?"
         if unused and not yes and not typer.confirm(question):
             raise typer.Exit(1)
         typer.echo(delete_cells(unused))
 
 
-@app.command()
+@_command()
 def ui(
-    port: Annotated[int, typer.Option(help="Of the server, on this machine only.")] = 5000,
+    port: Annotated[
+        int, typer.Option(help="Of the server, on this machine only.", min=1, max=65535)
+    ] = 5000,
 ) -> None:
     """Open MLflow's pages on this project's runs."""
     from permafrost.maintenance import serve_ui, track_all

@@ -86,16 +86,26 @@ def _damaged_artifacts(root: Path) -> Iterator[Path]:
                 yield path
 
 
-def _damaged_cache(root: Path) -> Iterator[Path]:
-    """Look through DVC's cache, where a file's name is the MD5 of its content."""
+def dvc_cache(root: Path) -> Path:
+    """Return the folder of DVC's cache, where a file's name is the MD5 of its content.
+
+    Raises
+    ------
+    InputError
+        If DVC cannot be used here.
+    """
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
 
     try:
-        cache = Path(Repo(str(root)).cache.local.path)
+        return Path(Repo(str(root)).cache.local.path)
     except DvcException as error:  # its configuration is wrong, or git is missing
         raise InputError(f"DVC: {error}") from None
-    for path in sorted(cache.glob("??/*")):
+
+
+def _damaged_cache(root: Path) -> Iterator[Path]:
+    """Look through DVC's cache."""
+    for path in sorted(dvc_cache(root).glob("??/*")):
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "md5").hexdigest()
         if path.parent.name + path.name.removesuffix(".dir") != digest:

@@ -1,12 +1,18 @@
 """Commands around the workflow: bring MLflow up to date, show it, delete old trainings."""
 
+import errno
 import os
+import re
+import socket
 import subprocess
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from permafrost.artifacts import load_record
 from permafrost.cells import CellStore
+from permafrost.doctor import dvc_cache
 from permafrost.errors import InputError
 from permafrost.processes import stop_group
 from permafrost.stages.workspace import (
@@ -40,7 +46,10 @@ def track_all() -> str:
 
 
 def unused_cells() -> list[str]:
-    """Return the keys of the stored trainings that the results in ``metrics/`` do not name.
+    """Return the keys of the stored trainings that no result names.
+
+    The results are those in ``metrics/`` and, as far as they are in DVC's cache, those of all
+    commits, branches, tags and experiments.
 
     Raises
     ------
@@ -60,7 +69,38 @@ def unused_cells() -> list[str]:
             used |= {row["key"] for row in (rows if isinstance(rows, list) else [rows])}
         for methods in load_record(TUNE)["heads"].values():
             used |= {trial["key"] for choice in methods.values() for trial in choice["trials"]}
+        for path in _committed_results(store.root):
+            used |= set(re.findall(r'"key": "([0-9a-f]{32})"', path.read_text()))
     return [key for key in stored if key not in used]
+
+
+def _committed_results(root: Path) -> Iterator[Path]:
+    """Find the results that any ``dvc.lock`` in git names; experiments are commits, too."""
+
+    def git(*arguments: str, given: str = "") -> str:
+        command = ["git", "-C", str(root), *arguments]
+        return subprocess.run(
+            command, input=given, capture_output=True, text=True, check=True
+        ).stdout
+
+    try:
+        versions = git("rev-list", "--all", "--objects", "--", "dvc.lock")
+        blobs = [line.split()[0] for line in versions.splitlines() if line.endswith("dvc.lock")]
+        notes = git("cat-file", "--batch", given="\n".join(blobs))
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise InputError(f"git: cannot tell what other commits use ({error})") from None
+    cache = dvc_cache(root)
+    named = re.findall(r"path: metrics/\S+\.json\n\s+hash: md5\n\s+md5: ([0-9a-f]{32})", notes)
+    for digest in sorted(set(named)):
+        path = cache / digest[:2] / digest[2:]
+        if path.exists():
+            yield path
+
+
+def describe_cells(keys: list[str]) -> list[str]:
+    """Return a line for each stored training: its key, and its name if it is whole."""
+    store = CellStore(project_root())
+    return [f"{key}  {store.name(key)}" for key in keys]
 
 
 def delete_cells(keys: list[str]) -> str:
@@ -83,7 +123,7 @@ def serve_ui(port: int) -> int:
     Raises
     ------
     InputError
-        If the store cannot be used.
+        If the store cannot be used, or the port is another program's.
     """
     tracker = Tracker(project_root())
     try:
@@ -94,6 +134,7 @@ def serve_ui(port: int) -> int:
     if tracker.uri.startswith("http"):
         print(f"Compare the runs at {redact(tracker.uri, tracker.uri).rstrip('/')}/{path}")
         return 0
+    _refuse_taken(port)
     page = f"http://127.0.0.1:{port}/{path}"
     print(f"Compare the runs at {page} (Ctrl-C ends the server)")
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1"]
@@ -106,3 +147,16 @@ def serve_ui(port: int) -> int:
         return server.wait()
     finally:
         stop_group(server)
+
+
+def _refuse_taken(port: int) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            taken = error.errno == errno.EADDRINUSE
+            why = "is taken by another program" if taken else f"cannot be used ({error.strerror})"
+            raise InputError(
+                f"--port: {port} {why}; choose another: `permafrost ui --port NUMBER`"
+            ) from None

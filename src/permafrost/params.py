@@ -329,10 +329,11 @@ def _read(path: Path) -> bytes:
         with path.open("rb") as file:
             content = file.read(MAX_BYTES + 1)
     except FileNotFoundError:
-        raise InputError(
-            f"{path}: not found; run the command in a clone of the project, or write the file "
-            "with `permafrost profile demo`"
-        ) from None
+        if (path.parent / "profiles").is_dir():
+            advice = "write the file with `permafrost profile demo`"
+        else:
+            advice = "run the command in the folder of a cloned project"
+        raise InputError(f"{path}: not found; {advice}") from None
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {_one_line(error)}") from None
     if len(content) > MAX_BYTES:

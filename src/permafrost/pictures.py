@@ -22,21 +22,20 @@ _LEGEND_ROWS = 26
 _AXES = ("learned", "kept")
 
 
-def _pyplot() -> Any:
-    import matplotlib as mpl
+def _subplots(
+    rows: int = 1, columns: int = 1, *, figsize: tuple[float, float], **options: Any
+) -> tuple[Any, Any]:
+    """Return a figure of its own and its axes; a notebook's pyplot never hears of it."""
+    from matplotlib.figure import Figure
 
-    mpl.use("Agg")
-    mpl.rcParams["text.parse_math"] = False  # a dollar in a name is a dollar
-    from matplotlib import pyplot
-
-    return pyplot
+    figure = Figure(figsize, layout="constrained")
+    return figure, figure.subplots(rows, columns, **options)
 
 
 def _save(figure: Any, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     # Without the metadata the same picture is the same file.
     figure.savefig(path, dpi=110, metadata={"Software": None})
-    _pyplot().close(figure)
 
 
 def _show(axis: Any, image: Tensor, title: str = "", **options: Any) -> None:
@@ -52,7 +51,8 @@ def _cut(name: str, length: int) -> str:
 
 def _class_title(name: str) -> str:
     short = _cut(name, _NAME_SHOWN)
-    return f"class map:\n{short}" if len(short) > 10 else f"class map: {short}"
+    separator = "\n" if len(short) > 10 else " "
+    return "class map:" + separator + short.replace("$", r"\$")  # a dollar, and no formula
 
 
 def draw_saliency(
@@ -81,12 +81,11 @@ def draw_saliency(
         What made the maps.
     """
     examples = len(images) // len(classes)
-    figure, axes = _pyplot().subplots(
+    figure, axes = _subplots(
         len(classes),
         1 + 2 * examples,
         figsize=(1.2 * (1 + 2 * examples), 1.35 * len(classes)),
         squeeze=False,
-        layout="constrained",
     )
     for row, name in enumerate(classes):
         _show(axes[row][0], class_maps[row], _class_title(name), cmap="magma")
@@ -152,12 +151,11 @@ def draw_best_and_worst(
     )
     scores = score_filters(metric, one_layer)[layer]
     shown = min(_FILTERS_SHOWN, len(scores))
-    figure, axes = _pyplot().subplots(
+    figure, axes = _subplots(
         len(classes),
         1 + 2 * shown,
         figsize=(1.2 * (1 + 2 * shown), 1.4 * len(classes)),
         squeeze=False,
-        layout="constrained",
     )
     for row, name in enumerate(classes):
         _show(axes[row][0], evidence.class_maps[row], _class_title(name), cmap="magma")
@@ -194,7 +192,7 @@ def draw_trade_off(
     metrics = list(dict.fromkeys(point["metric"] for point in points))
     count = len(metrics) + len(single)
     columns = -(-count // _LEGEND_ROWS)  # one more for every so many lines
-    figure, axis = _pyplot().subplots(figsize=(6.5 + 2.5 * columns, 5.5), layout="constrained")
+    figure, axis = _subplots(figsize=(6.5 + 2.5 * columns, 5.5))
     for number, metric in enumerate(metrics):
         line = sorted((p for p in points if p["metric"] == metric), key=lambda p: p["pct"])
         container = _error_bars(axis, line, metric, number, linestyle=_STROKES[number // 10 % 4])

@@ -1137,3 +1137,26 @@ def test_no_secret_is_stored(tally, real_server, make_root):
         files = [path for path in root.rglob("*") if path.is_file()]
         written = [path.read_bytes() for path in (*files, real_server.database)]
         assert not [content for content in written if b"s3cr3t" in content]
+
+
+def test_deleted_experiment_is_restored_as_is_said(tmp_path, capsys, monkeypatch):
+    """In MLflow's pages it is deleted by one click; its name stays taken."""
+    from mlflow.tracking import MlflowClient
+
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    train_cells(tmp_path, [1])
+    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    client.delete_experiment(client.get_experiment_by_name(CELLS).experiment_id)
+    train_cells(tmp_path, [2])
+    assert "the training goes on" in capsys.readouterr().err
+    store = CellStore(tmp_path)
+    with pytest.raises(TrackingError, match="was deleted; restore it by `") as raised:
+        store.tracker.reconcile(store.run_records(), store.is_active)
+    command = str(raised.value).split("`")[1]
+    programs = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    subprocess.run(
+        command, shell=True, cwd=tmp_path, env=os.environ | {"PATH": programs}, check=True
+    )
+    store = CellStore(tmp_path)
+    counts = store.tracker.reconcile(store.run_records(), store.is_active)
+    assert counts == {"written": 1, "deleted": 0, "kept": 1}

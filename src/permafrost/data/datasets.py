@@ -22,6 +22,18 @@ from permafrost.errors import InputError
 
 # A closed list: some of Pillow's other readers start programs (EPS runs Ghostscript).
 IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
+# What systems leave in folders, beside names with a dot; in lower case.
+_JUNK = {
+    "thumbs.db",
+    "ehthumbs.db",
+    "ehthumbs_vista.db",
+    "desktop.ini",
+    "icon\r",
+    "__macosx",
+    "@eadir",
+    "$recycle.bin",
+    "system volume information",
+}
 _UNSHOWN = {"Cc", "Cs", "Zl", "Zp"}  # control characters, undecoded bytes, breaks of lines
 _TURNING = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}  # text right to left
 _LARGE = 10_000_000  # pixels of an image of which one at a time is decoded, for its memory
@@ -86,7 +98,8 @@ def load_dataset(name: str, root: Path | None, image_size: int) -> ImageDataset:
             there. Only files with the official checksums are read.
         ``image_folder``
             Images at ``root/train/CLASS/*`` and, if there is a test part, ``root/test/CLASS/*``;
-            classes and files in the order of their names, those starting with a dot left out.
+            classes and files in the order of their names; those starting with a dot and what
+            systems leave in folders (``Thumbs.db``, ``desktop.ini``, ``__MACOSX`` …) are left out.
             Names of classes that differ in their case are different classes; control characters
             in them, and two that are one name to Unicode, are refused. Links lead within `root`.
             JPEG, PNG, BMP, GIF, PPM, TIFF and WebP are read (the first frame), turned as their
@@ -180,25 +193,43 @@ def _cifar100(root: Path | None, size: int) -> ImageDataset:
 
 
 def _image_folder(root: Path | None, size: int) -> ImageDataset:
-    root = Path(os.path.realpath(require_root(root)))
+    parts = list_images(require_root(root))
+    peaks: dict[Path, int] = {}
+    dataset = ImageDataset(
+        tuple(parts["train"]),
+        _read_images(parts["train"], size, peaks),
+        _read_images(parts["test"], size, peaks) if "test" in parts else None,
+    )
+    _check_depth(peaks)
+    return dataset
+
+
+def list_images(root: Path) -> dict[str, dict[str, list[Path]]]:
+    """List the files of an image folder, in the order in which they are read.
+
+    Returns
+    -------
+    dict
+        ``train`` and, if there is one, ``test``: each class's files.
+
+    Raises
+    ------
+    InputError
+        If the folder is laid out otherwise.
+    """
+    root = Path(os.path.realpath(root))
     if not (root / "train").is_dir():
         raise InputError(
             f"split.root: {str(root)!r} has no folder train; "
             "wanted: train/CLASS/* and, if there are test images, test/CLASS/*"
         )
-    train = _list_classes(root / "train", root)
-    test = _list_classes(root / "test", root) if os.path.lexists(root / "test") else None
-    _check_names([*train, *(test or ())])
-    if test is not None:
-        _check_same_classes(train, test, root)
-    peaks: dict[Path, int] = {}
-    dataset = ImageDataset(
-        tuple(train),
-        _read_images(train, size, peaks),
-        None if test is None else _read_images(test, size, peaks),
-    )
-    _check_depth(peaks)
-    return dataset
+    parts = {"train": _list_classes(root / "train", root)}
+    if os.path.lexists(root / "test"):
+        parts["test"] = _list_classes(root / "test", root)
+    _check_names([name for classes in parts.values() for name in classes])
+    if "test" in parts:
+        _check_same_classes(parts["train"], parts["test"], root)
+    return parts
 
 
 def _list_classes(part: Path, root: Path) -> dict[str, list[Path]]:
@@ -228,7 +259,7 @@ def _list_files(folder: Path, root: Path) -> list[Path]:
 
 def _entries(folder: Path, root: Path) -> list[Path]:
     try:
-        entries = [entry for entry in folder.iterdir() if not entry.name.startswith(".")]
+        entries = [entry for entry in folder.iterdir() if not _is_junk(entry.name)]
     except OSError as error:
         raise InputError(
             f"split.root: {str(folder)!r} is no readable folder ({one_line(error)})"
@@ -236,6 +267,10 @@ def _entries(folder: Path, root: Path) -> list[Path]:
     for entry in entries:
         _refuse_bad_link(entry, root)
     return sorted(entries, key=lambda entry: entry.name)
+
+
+def _is_junk(name: str) -> bool:
+    return name.startswith(".") or name.lower() in _JUNK
 
 
 def _refuse_bad_link(path: Path, root: Path) -> None:

@@ -1,9 +1,18 @@
 """Stage split: which images and classes make up the tasks."""
 
+from pathlib import Path
+
 from permafrost.artifacts import save_tasks
 from permafrost.data import TaskSequence, load_dataset, split_tasks
+from permafrost.images import images_digest, images_root, note_images
 from permafrost.params import Params
-from permafrost.stages.workspace import TASKS, open_stage, project_root, seed_file
+from permafrost.stages.workspace import (
+    TASKS,
+    open_stage,
+    project_root,
+    refuse_changed,
+    seed_file,
+)
 
 
 def make_tasks(params: Params, seed: int) -> TaskSequence:
@@ -15,10 +24,8 @@ def make_tasks(params: Params, seed: int) -> TaskSequence:
         If the data set cannot be used.
     """
     split = params.split
-    # Relative to the project, not to the copy that `dvc exp run --temp` works in.
-    root = None if split.root is None else project_root() / split.root
     return split_tasks(
-        load_dataset(split.dataset, root, split.image_size),
+        load_dataset(split.dataset, images_root(params, project_root()), split.image_size),
         classes_per_task=split.classes_per_task,
         tasks=split.tasks,
         selection=split.selection,
@@ -29,6 +36,12 @@ def make_tasks(params: Params, seed: int) -> TaskSequence:
 
 
 def run(seed: int) -> None:
-    """Write the tasks of one seed."""
+    """Write the tasks of one seed, and note what the images hold."""
     with open_stage("split", seed) as workspace:
-        save_tasks(seed_file(TASKS, seed), make_tasks(workspace.params, seed))
+        params = workspace.params
+        content = images_digest(params, project_root())
+        tasks = make_tasks(params, seed)
+        changed = images_digest(params, project_root()) != content
+        refuse_changed(Path(params.split.root or ""), "split", changed)
+        save_tasks(seed_file(TASKS, seed), tasks)
+        note_images(content)

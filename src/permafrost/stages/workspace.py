@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -65,6 +66,22 @@ TIMINGS = Path("reports/timings.json")
 
 SOURCE, _CUSTOM = Path("src/permafrost"), Path("custom")
 _OUTPUTS = (TASKS, Path("models"), Path("metrics"), Path("reports"))
+_SEED_OUTPUTS = (
+    TASKS,
+    FIRST,
+    INTEGRALS,
+    FIRST_RECORDS,
+    SALIENCY,
+    SALIENCY_PICTURES,
+    FILTERS,
+    FILTER_PICTURES,
+    RANKS,
+    RANK_PICTURES,
+    FROZEN,
+    KNOWLEDGE,
+    SECOND,
+    SECOND_RECORDS,
+)
 
 
 def project_root() -> Path:
@@ -197,6 +214,7 @@ def open_stage(stage: str, seed: int | None = None) -> Iterator[Workspace]:
         raise InputError(f"--seed: {seed} is none of seeds: {', '.join(map(str, params.seeds))}")
     _refuse_other_code(stage)
     _remove_leftovers()
+    _remove_other_seeds(params)
     yield Workspace(params, prepare_device(params), CellStore(project_root()))
     # DVC would note what was computed as of the new ones.
     refuse_changed(PARAMS, stage, read_params() != params)
@@ -236,6 +254,19 @@ def _remove_leftovers() -> None:
         for path in folder.rglob("*.tmp"):
             if re.search(r"\.[\w-]{22}\.tmp$", path.name) and _is_idle(path):
                 path.unlink(missing_ok=True)
+
+
+def _remove_other_seeds(params: Params) -> None:
+    """Delete what is of seeds that are none any more, which DVC no longer owns.
+
+    A stage that depends on a folder depends on all in it: ``dvc.lock`` would note files that no
+    clone gets. DVC's cache keeps them for when the seeds are back.
+    """
+    kept = {str(seed) for seed in params.seeds}
+    for folder in _SEED_OUTPUTS:
+        for path in folder.glob("*"):
+            if path.stem.isdecimal() and path.stem not in kept:
+                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def _is_idle(path: Path) -> bool:

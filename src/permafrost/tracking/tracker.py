@@ -315,11 +315,19 @@ class Tracker:
         """Return the id of an experiment, which is created if need be."""
         if name not in self._experiments:
             found = self._connect().get_experiment_by_name(name)
+            if found and found.lifecycle_stage != "active":
+                raise TrackingError(self._how_to_restore(name, found.experiment_id))
             number = str(found.experiment_id) if found else self._create_experiment(name)
             if not number:
                 raise TrackingError("it answers, but not as MLflow does")
             self._experiments[name] = number
         return self._experiments[name]
+
+    def _how_to_restore(self, name: str, number: str) -> str:
+        command = f"mlflow experiments restore --experiment-id {number}"
+        if not os.environ.get("MLFLOW_TRACKING_URI"):
+            command = f"MLFLOW_TRACKING_URI=sqlite:///mlflow.db {command}"
+        return f"its experiment {name} was deleted; restore it by `{command}`"
 
     def _create_experiment(self, name: str) -> str:
         # A relative default would put artifacts wherever the command happens to run.

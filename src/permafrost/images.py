@@ -1,0 +1,98 @@
+"""What the images under ``split.root`` hold, known by a hash.
+
+DVC watches no folder that a parameter names, may name none, and may lie outside of the project. It
+reads the hash from ``images.yaml`` like a parameter: stage split writes there what it has read, and
+``permafrost check`` what the images hold now.
+"""
+
+import hashlib
+import json
+import time
+from pathlib import Path
+
+from ruamel.yaml import YAML
+
+from permafrost.artifacts import file_digest, load_json, save_json, write_atomically
+from permafrost.data.datasets import list_images
+from permafrost.errors import InputError
+from permafrost.params import Params
+
+NOTE = Path("images.yaml")
+_TEXT = """\
+# What the images under split.root hold, as a hash: `permafrost check` and stage split write it, DVC
+# reads it. Commit it beside dvc.lock. Data sets with fixed checksums need none.
+sha256: {}
+"""
+_SETTLED = 2 * 10**9  # nanoseconds; a file that was written just now may be so again unseen
+
+
+def images_root(params: Params, root: Path) -> Path | None:
+    """Return the folder of the data set in the project with this root; None if it needs none.
+
+    It is relative to the project, not to the copy that ``dvc exp run --temp`` works in.
+    """
+    return None if params.split.root is None else root / params.split.root
+
+
+def images_digest(params: Params, root: Path) -> str | None:
+    """Hash what the data set's images hold, in their order, and the names of their classes.
+
+    A file that has kept its name, place, size and times since it was read is not read again; the
+    project's ``.permafrost/images.json`` remembers these. They are no part of the hash.
+
+    Parameters
+    ----------
+    params : Params
+        Which data set.
+    root : Path
+        The project's.
+
+    Returns
+    -------
+    str or None
+        None for a data set whose files have fixed checksums.
+
+    Raises
+    ------
+    InputError
+        If the folder is laid out otherwise than a data set.
+    """
+    folder = images_root(params, root)
+    if params.split.dataset != "image_folder" or folder is None:
+        return None
+    notes = root / ".permafrost" / "images.json"
+    known = _read_notes(notes)
+    now: dict[str, str] = {}
+    unsettled = set()
+    digest = hashlib.sha256()
+    for part, classes in list_images(folder).items():
+        for name, files in classes.items():
+            for path in files:
+                about = path.stat()
+                times = (about.st_mtime_ns, about.st_ctime_ns)
+                place = f"{path} {about.st_dev} {about.st_ino} {about.st_size} {times}"
+                if time.time_ns() - max(times) < _SETTLED:
+                    unsettled.add(place)
+                now[place] = known.get(place) or file_digest(path)
+                digest.update(json.dumps([part, name, now[place]]).encode())
+    now = {place: content for place, content in now.items() if place not in unsettled}
+    if now != known:
+        save_json(notes, now)
+    return digest.hexdigest()
+
+
+def _read_notes(path: Path) -> dict[str, str]:
+    try:
+        notes = load_json(path)
+    except InputError:
+        return {}
+    return notes if isinstance(notes, dict) else {}
+
+
+def note_images(digest: str | None) -> bool:
+    """Write a hash into ``images.yaml``; return whether another one was there."""
+    before = YAML(typ="safe", pure=True).load(NOTE.read_bytes()) if NOTE.exists() else None
+    if before == {"sha256": digest}:
+        return False
+    write_atomically(NOTE, _TEXT.format(digest or "null").encode())
+    return True
