@@ -111,7 +111,7 @@ def _masked(network: Network, masks: FilterMasks) -> dict[nn.Conv2d, Tensor]:
         if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.shape != size:
             raise ValueError(f"the mask of {name!r} must be bool of shape ({conv.out_channels},)")
         if conv in found:
-            raise ValueError(f"{name!r} is {network.names[conv]!r} too; give one mask to a layer")
+            raise ValueError(f"{name!r} is a second name of a layer; give one mask to each layer")
         if mask.any():
             network.check(conv, "weight")
             found[conv] = mask.to(conv.weight.device)

@@ -157,8 +157,7 @@ class PartlyFrozenNorm(torch.autograd.Function):
         momentum, eps : float
             As in ``nn.BatchNorm2d``.
         """
-        moved_mean, moved_var = running_mean.clone(), running_var.clone()
-        mean, var = torch.batch_norm_update_stats(inputs, moved_mean, moved_var, momentum)
+        mean, var, moved_mean, moved_var = _statistics(inputs, running_mean, running_var, momentum)
         mean = torch.where(frozen, running_mean, mean)
         var = torch.where(frozen, running_var, var)
         running_mean.copy_(torch.where(frozen, running_mean, moved_mean))
@@ -183,3 +182,20 @@ class PartlyFrozenNorm(torch.autograd.Function):
             scale = scale.to(gradient.dtype).view(-1, *[1] * (gradient.ndim - 2))
             to_inputs = to_inputs.addcmul_(gradient, scale)
         return to_inputs, to_weight, to_bias, None, None, None, None, None
+
+
+def _statistics(
+    inputs: Tensor, running_mean: Tensor, running_var: Tensor, momentum: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return a batch's mean and variance, and the running ones moved by them."""
+    moved_mean, moved_var = running_mean.clone(), running_var.clone()
+    if not torch.compiler.is_compiling():
+        mean, var = torch.batch_norm_update_stats(inputs, moved_mean, moved_var, momentum)
+        return mean, var, moved_mean, moved_var
+    # The compiler loses what that function writes.
+    dimensions = [0, *range(2, inputs.ndim)]
+    var, mean = torch.var_mean(inputs.to(running_mean.dtype), dimensions, correction=0)
+    count = inputs.numel() // inputs.shape[1]
+    moved_mean = moved_mean.lerp(mean, momentum)
+    moved_var = moved_var.lerp(var * count / max(1, count - 1), momentum)
+    return mean, var, moved_mean, moved_var

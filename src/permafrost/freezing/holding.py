@@ -22,8 +22,10 @@ class Part(nn.Module):
     def _save_to_state_dict(self, *args: Any) -> None:
         """Leave it to the layer."""
 
-    def _load_from_state_dict(self, *args: Any) -> None:
-        """Leave it to the layer."""
+    def _load_from_state_dict(self, state: Mapping[str, Any], prefix: str, *args: Any) -> None:
+        """Leave it to the layer; names of this part are none of the network's."""
+        _, _, _, unexpected, *_ = args
+        unexpected += [name for name in state if name.startswith(prefix)]
 
 
 class Rows(Part):
@@ -161,7 +163,7 @@ def holding(plans: Iterable[Plan]) -> Iterator[None]:
 
 def _hold(plan: Plan) -> Held:
     layer, names = plan.layer, list(plan.layer._parameters)
-    made = _held_class(plan.kind, type(layer), tuple(plan.rows))
+    made = _held_class(plan.kind, type(layer), tuple(plan.rows))  # type: ignore[arg-type]
     children = {f"{name}_rows": rows for name, rows in plan.rows.items()} | plan.others
     for name, child in children.items():
         layer.add_module(name, None if child is None else child.train(layer.training))
@@ -187,7 +189,7 @@ def release(layer: Held) -> None:
     for name in layer._names[1]:
         del layer._modules[name]
     del vars(layer)["_taken"], vars(layer)["_names"]
-    layer.__class__ = layer.plain_class
+    layer.__class__ = layer.plain_class  # type: ignore[assignment]
 
 
 class Network:

@@ -303,6 +303,11 @@ def plan_norm(
     _check_alone(network, norm)
     if not statistics:
         return Plan(norm, PartlyFrozen, rows)
+    if "forward" in vars(norm):
+        raise ValueError(
+            f"the forward of {name!r} was replaced on the object, so no channel can keep its "
+            'statistics; pass batch_norm="affine"'
+        )
     kind = PartlyFrozenBatchNorm if runs_as(norm, _BatchNorm) else PartlyFrozenCustomNorm
     return Plan(norm, kind, rows, {"frozen_channels": FrozenChannels(name, frozen)})
 

@@ -21,8 +21,8 @@ def frozen_weights(
     """Keep single weights fixed, bit for bit, inside a ``with`` block.
 
     An optimizer's momentum, Adam state and weight decay move only a copy that nothing reads. Make
-    the optimizer inside the block, and any part of the model that is used there: one taken before
-    still has the plain layers. On leaving, the plain layers return, with what was learned.
+    the optimizer inside the block. On leaving, the layers have their plain parameters again, with
+    what was learned. All else is as in :func:`~permafrost.freezing.frozen_filters`.
 
     Parameters
     ----------
@@ -32,8 +32,8 @@ def frozen_weights(
         For weights and biases of ``Conv2d`` and ``Linear`` layers by name, of the parameter's
         shape; True for each element that must not move. Parameters that are left out all move.
     batch_norms : bool
-        Whether every ``BatchNorm2d`` keeps γ, β and its running statistics too, and normalises by
-        them in training.
+        Whether every norm, BatchNorm of any kind, keeps γ, β and its running statistics too, and
+        normalises by them in training.
 
     Yields
     ------
@@ -44,7 +44,9 @@ def frozen_weights(
     ------
     ValueError
         If a name is no parameter, a mask has another shape or type than its parameter needs, or
-        the parameter belongs to another kind of layer.
+        the parameter belongs to another kind of layer, is derived from others or is tied; in
+        inference mode, and of networks in TorchScript or that are not initialised; if a norm
+        keeps no statistics or, inside the block, does not normalise by ``batch_norm``.
     """
     network = Network(model)
     layers: dict[nn.Module, dict[str, Rows]] = {}
