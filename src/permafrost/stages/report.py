@@ -236,7 +236,10 @@ def _choices(choices: dict[str, Any]) -> list[str]:
     """Return what was chosen for each method, and of how many trials."""
     lines = []
     for name, choice in choices.items():
-        chosen = ", ".join(f"{key} {value:g}" for key, value in choice["chosen"].items())
+        chosen = ", ".join(
+            f"{key} {value:g}" + (" (at the edge of its grid)" if key in choice["at_edge"] else "")
+            for key, value in choice["chosen"].items()
+        )
         trials = str(len(choice["trials"])) if choice["trials"] else "none"
         lines.append([name, chosen, trials])
     return [
