@@ -28,7 +28,7 @@ def test_repro_writes_results_and_pictures(project: Project) -> None:
     assert variant["acc_task1"] == {"mean": rows[1]["acc_task1"], "low": None, "high": None}
     assert len(project.cells()) == 4  # the first task, fine-tuning, 25% and 50%
     # A single entry is taken as it is: no trial.
-    choice = {"freeze": {"chosen": {"pct": 0.5}, "trials": []}}
+    choice = {"freeze": {"chosen": {"pct": 0.5}, "trials": [], "at_edge": []}}
     assert project.read("metrics/tune.json") == {"seed": 0, "heads": {"shared": choice}}
 
     tables = (project.folder / "reports/tables.md").read_text()

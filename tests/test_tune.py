@@ -16,12 +16,14 @@ from permafrost.stages import (
     cell_pool,
     consolidate,
     rank,
+    report,
     saliency,
     split,
     train_first,
     tune,
     visualize,
 )
+from permafrost.strategies import STRATEGIES
 
 REPOSITORY = Path(__file__).parent.parent
 TASKS = Path("data/tasks/0.safetensors")
@@ -93,3 +95,51 @@ def test_test_images_choose_nothing() -> None:
     # The validation images do: else the test above could not fail.
     relabel("validation", lambda labels: (labels + 1) % 5)
     assert choices() != before
+
+
+GRID_OF_TWO = [
+    {"weight": weight, "temperature": temperature}
+    for weight, temperature in ((1.0, 2.0), (3.0, 2.0), (10.0, 2.0), (3.0, 5.0))
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "grid", "edges"),
+    [
+        ("ewc", [{"strength": value} for value in (30.0, 10.0, 100.0)], {10.0, 100.0}),
+        ("ewc", [{"strength": value} for value in (10.0, 0.0)], {10.0}),  # there is none below 0
+        ("freeze", [{"pct": value} for value in (0.25, 0.5, 1.0)], {0.25}),
+        ("ewc", [{"strength": 10.0}, {"strength": 10.0}], set()),
+    ],
+)
+def test_an_edge_is_an_end_of_the_grid_beyond_which_values_are_allowed(
+    name: str, grid: list[dict[str, float]], edges: set[float]
+) -> None:
+    bounds = STRATEGIES[name].hyper
+    for entry in grid:
+        ((key, value),) = entry.items()
+        assert tune._edges(entry, grid, bounds) == ([key] if value in edges else [])
+
+
+def test_each_hyperparameter_has_its_own_edges() -> None:
+    found = [tune._edges(entry, GRID_OF_TWO, STRATEGIES["lwf"].hyper) for entry in GRID_OF_TWO]
+    assert found == [
+        ["weight", "temperature"],
+        ["temperature"],
+        ["weight", "temperature"],
+        ["temperature"],
+    ]
+
+
+def test_what_is_chosen_at_the_edge_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    """Two entries have no inner one, and of the temperature one value was tried."""
+    methods = choices()
+    printed, table = capsys.readouterr().out, "\n".join(report._choices(methods))
+    for name, key in (("freeze", "pct"), ("ewc", "strength"), ("lwf", "weight")):
+        assert methods[name]["at_edge"] == [key]
+        value = methods[name]["chosen"][key]
+        assert f"warning: shared, {name}: {key} {value:g} is at the edge of its grid" in printed
+        assert f"{key} {value:g} (at the edge of its grid)" in table
+    assert printed.count("edge") == table.count("edge") == 3
+    fixed = {"chosen": {"pct": 0.5}, "trials": [], "at_edge": []}
+    assert "edge" not in "\n".join(report._choices({"freeze": fixed}))

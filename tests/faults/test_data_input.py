@@ -1011,7 +1011,9 @@ def test_tables_with_hostile_names(tally):
         for name in filter(str.isprintable, NAMES_IN_TABLES):  # a profile's name has to be
             with fault.trial(f"a heading with {name:.30}"):
                 params = Params(profile=name[:200])
-                choices = {"shared": {"freeze": {"chosen": {"pct": 0.5}, "trials": []}}}
+                choices = {
+                    "shared": {"freeze": {"chosen": {"pct": 0.5}, "trials": [], "at_edge": []}}
+                }
                 title = tables([], params, choices).partition("\n")[0]
                 assert shown(title) == [f"Results: digits, profile {params.profile}"]
 

@@ -213,7 +213,10 @@ def _choices(choices: dict[str, Any]) -> list[str]:
     """Return each method's hyperparameters, and of how many trials they were chosen."""
     lines, tried = [], any(choice["trials"] for choice in choices.values())
     for name, choice in choices.items():
-        used = ", ".join(f"{key} {value:g}" for key, value in choice["chosen"].items())
+        used = ", ".join(
+            f"{key} {value:g}" + (" (at the edge of its grid)" if key in choice["at_edge"] else "")
+            for key, value in choice["chosen"].items()
+        )
         trials = str(len(choice["trials"])) if choice["trials"] else "none: as declared"
         lines.append([name, used, *([trials] if tried else [])])
     if not tried:

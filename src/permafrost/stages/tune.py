@@ -9,6 +9,7 @@ from permafrost.params import Params
 from permafrost.plan import CellSpec, Chosen, grids, heads, method_cell
 from permafrost.stages.cell_pool import train_cells
 from permafrost.stages.workspace import TUNE, Workspace, open_stage
+from permafrost.strategies import STRATEGIES
 
 Choice = dict[str, Any]
 
@@ -16,7 +17,8 @@ Choice = dict[str, Any]
 def run() -> None:
     """Write what was tried and what was chosen, under each head.
 
-    A trial that diverges is never chosen, and else no failure: a grid may reach too far.
+    A trial that diverges is never chosen, and else no failure: a grid may reach too far. A grid may
+    also end too early: what was chosen at its edge is told, and recorded.
 
     Raises
     ------
@@ -33,6 +35,11 @@ def run() -> None:
                 diverged = sum(trial["acc_mean"] is None for trial in choice["trials"])
                 about = f"of {tried}" + (f", {diverged} diverged" if diverged else "")
                 print(f"{head}, {name}: {shown} ({about if tried else 'fixed'})")
+                for key in choice["at_edge"]:
+                    print(
+                        f"warning: {head}, {name}: {key} {choice['chosen'][key]:g} is at the edge "
+                        f"of its grid; try values beyond it (tune.{name})"
+                    )
 
 
 def read_choices(params: Params) -> Chosen:
@@ -59,7 +66,7 @@ def _choose(workspace: Workspace, head: Head) -> dict[str, Choice]:
     for name, grid in grids(workspace.params).items():
         chosen = {known: choice["chosen"] for known, choice in choices.items()}
         if len(grid) == 1:
-            choices[name] = {"chosen": grid[0], "trials": []}
+            choices[name] = {"chosen": grid[0], "trials": [], "at_edge": []}
             continue
         specs = [_trial(workspace.params, name, head, chosen | {name: hyper}) for hyper in grid]
         records = train_cells(workspace, specs, f"trials of {name}", on_validation=True)
@@ -73,8 +80,26 @@ def _choose(workspace: Workspace, head: Head) -> dict[str, Choice]:
         if not done:
             raise InputError(f"tune.{name}: every trial diverged; declare lower values")
         best = max(done, key=lambda trial: trial["acc_mean"])  # the first of equals
-        choices[name] = {"chosen": best["hyper"], "trials": trials}
+        edges = _edges(best["hyper"], grid, STRATEGIES[name].hyper)
+        choices[name] = {"chosen": best["hyper"], "trials": trials, "at_edge": edges}
     return choices
+
+
+def _edges(
+    chosen: dict[str, float],
+    grid: list[dict[str, float]],
+    bounds: dict[str, tuple[float, float]],
+) -> list[str]:
+    """Return which hyperparameters were chosen at an end of what was tried.
+
+    Not those of which one value was tried only, nor where no value beyond is allowed.
+    """
+    edges = []
+    for key, value in chosen.items():
+        tried = {entry[key] for entry in grid}
+        if len(tried) > 1 and value in {min(tried), max(tried)} - set(bounds[key]):
+            edges.append(key)
+    return edges
 
 
 def _trial(params: Params, name: str, head: Head, chosen: dict[str, dict[str, float]]) -> CellSpec:
