@@ -36,7 +36,7 @@ def row(seed: int, strategy: str = "freeze", **more) -> dict:
 
 def written(seeds: list[int], trials: int = 0) -> str:
     tried = [{"hyper": {"pct": 0.125}}] * trials
-    choices = {"shared": {"freeze": {"chosen": {"pct": 0.125}, "trials": tried}}}
+    choices = {"shared": {"freeze": {"chosen": {"pct": 0.125}, "trials": tried, "at_edge": []}}}
     rows = [row(seed, name) for seed in seeds for name in ("freeze", "finetune")]
     return tables(rows, Params(seeds=seeds), choices)
 
@@ -85,7 +85,7 @@ def test_the_variants_intervals_stay_within_what_is_possible():
 
 def three_tasks(**more) -> str:
     rows = [row(0, acc_task3=0.25, R=[[]] * 3 + [[0.85, 0.5, 0.25]])]
-    choices = {"shared": {"freeze": {"chosen": {"pct": 0.125}, "trials": []}}}
+    choices = {"shared": {"freeze": {"chosen": {"pct": 0.125}, "trials": [], "at_edge": []}}}
     split = {"tasks": 3, "classes_per_task": 3}
     return tables(rows, Params(seeds=[0], split=split, **more), choices)
 

@@ -20,7 +20,7 @@ from permafrost.data import Batches
 from permafrost.errors import InputError
 from permafrost.experiment import new_network
 from permafrost.explain import conv_layers
-from permafrost.freezing import batch_norm_after
+from permafrost.freezing import batch_norm_after, frozen_filters
 from permafrost.models.units import is_norm
 from permafrost.params import Params
 from permafrost.ranking import (
@@ -981,3 +981,12 @@ def test_the_stage_reads_no_images_without_need(rank):
     _, _, ranks, shown = rank(["random", "magnitude"], tasks=False)
     assert "magnitude/features.0/order" in ranks
     assert shown == ["mse"]
+
+
+def test_relevance_inside_frozen_filters():
+    model = small_network()
+    expected = respond(model, ["relevance"])["relevance"]
+    with frozen_filters(model, {"0": torch.tensor([True, False, True, False])}):
+        found = respond(model, ["relevance"])["relevance"]
+    for name, values in expected.items():
+        assert torch.equal(found[name], values)

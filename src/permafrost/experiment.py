@@ -31,7 +31,7 @@ from permafrost.machine import machine_identity
 from permafrost.models import TaskNetwork, build_network
 from permafrost.params import Params
 from permafrost.plan import CellSpec
-from permafrost.ranking import frozen_mask, needs_maps, own_code
+from permafrost.ranking import frozen_mask, own_code
 from permafrost.strategies import (
     INTEGRAL,
     RETRAIN,
@@ -375,7 +375,7 @@ def _cell_request(
         }
         if len(inputs.tasks.tasks) > 2:  # ranked anew, by all that ranking depends on
             identity["explain"] = asdict(explain_config(params))
-            identity["criterion"] = own_code(spec.metric) if needs_maps(spec.metric) else None
+            identity["criterion"] = own_code(spec.metric)
     return CellRequest(
         kind=inputs.kind,
         name=spec.name,

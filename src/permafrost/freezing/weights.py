@@ -86,8 +86,10 @@ def plain_copy(model: nn.Module) -> nn.Module:
     model : nn.Module
         Also one inside ``frozen_filters`` or ``frozen_weights``; it is left as it is.
     """
-    copied = copy.deepcopy(model)
-    for module in copied.modules():
+    # What a hook derives before each pass has a graph, which cannot be copied.
+    derived = [v for m in model.modules() for v in vars(m).values() if isinstance(v, Tensor)]
+    copied = copy.deepcopy(model, {id(v): v.detach().clone() for v in derived})
+    for module in list(copied.modules()):
         if isinstance(module, Held):
             release(module)
     return copied

@@ -5,7 +5,6 @@ What autograd hands down here is c = R / a, relevance per activation. Under the 
 hands down c as it does a gradient. So only what follows a rule of its own is replaced.
 """
 
-import copy
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from permafrost.explain._scopes import explaining
+from permafrost.freezing import plain_copy
 from permafrost.models.units import is_norm
 from permafrost.ranking.features import check_logits, feature_layers
 
@@ -87,7 +87,7 @@ class FilterRelevance:
 
     def __init__(self, model: nn.Module) -> None:
         # In single precision, a denominator that should be 0 may be a rounding error beyond it.
-        self.network = _copied(model).double().requires_grad_(False)
+        self.network = plain_copy(model).eval().double().requires_grad_(False)
         self._layers: dict[str, str] = {}
 
     def __call__(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
@@ -254,12 +254,6 @@ def _activate(func: Callable[..., Tensor], x: Tensor, *args: Any, **named: Any) 
     with torch.no_grad():
         ratio = (func(x, *args, **named) / x).where(x != 0, 0)
     return x.mul_(ratio) if inplace else x * ratio
-
-
-def _copied(model: nn.Module) -> nn.Module:
-    """Copy a network, with the weights that a hook derives before each pass."""
-    derived = [v for m in model.modules() for v in vars(m).values() if isinstance(v, Tensor)]
-    return copy.deepcopy(model, {id(v): v.detach().clone() for v in derived}).eval()
 
 
 def _statistics(norm: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
