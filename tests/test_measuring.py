@@ -18,7 +18,6 @@ from permafrost.explain import (
 )
 from permafrost.models import float32_as, measuring
 from permafrost.models.scopes import _SWITCHES
-from permafrost.models.units import trace_flow
 from permafrost.ranking import RESPONSES, filter_responses
 from permafrost.strategies.fisher import fisher_diagonal
 from permafrost.training import TrainingConfig, TrainingState, fit
@@ -74,7 +73,6 @@ MEASUREMENTS = {
     "fisher": lambda m: fisher_diagonal(m, [(X, LABELS)], ["0.weight"]),
     "accuracy": lambda m: accuracy(m, batches(), 2),
     "drift": lambda m: response_drift(m, network(), batches(), ["4"]),
-    "flow": trace_flow,
 }
 
 

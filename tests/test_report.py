@@ -2,8 +2,8 @@
 
 import json
 
-import matplotlib as mpl
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.container import ErrorbarContainer
 
 from permafrost import pictures
@@ -134,9 +134,7 @@ def drawn(monkeypatch):
         return figures[-1]
 
     draw.figures = figures
-    yield draw
-    for figure in figures:
-        mpl.pyplot.close(figure)
+    return draw
 
 
 def point(number: int, *values: float, **more) -> dict:
@@ -157,7 +155,7 @@ def test_every_line_is_drawn_and_named(drawn, lines, others):
 
 def test_the_legend_hides_no_line(drawn):
     figure = drawn([], [point(n, label=f"strategy {n}, 20 epochs") for n in range(30)])
-    figure.canvas.draw()
+    FigureCanvasAgg(figure).draw()
     legend = figure.legends[0].get_window_extent()
     assert not legend.overlaps(figure.axes[0].get_window_extent())
     assert legend.x1 <= figure.bbox.x1

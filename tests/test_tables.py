@@ -1,7 +1,7 @@
 """Tables: numbers in percent, groups in order, and cells that cannot break out of the table."""
 
-from permafrost.evaluation import Interval
-from permafrost.tables import accuracy_table, groups, markdown, measure, percent, share
+from permafrost.evaluation import Interval, share
+from permafrost.tables import accuracy_table, groups, markdown, measure, percent
 
 
 def test_percent():

@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from permafrost.data import Normalization
-from permafrost.evaluation import Interval
+from permafrost.evaluation import Interval, share
 from permafrost.ranking import Evidence, order_filters, score_filters
-from permafrost.tables import share
 
 _FILTERS_SHOWN = 4
 _MOSAIC_COLUMNS = 32

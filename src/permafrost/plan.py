@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any, cast
 
+from permafrost.evaluation import share
 from permafrost.models import Head
 from permafrost.params import Params
-from permafrost.tables import share
 
 # Under each head, each strategy's hyperparameters: what stage tune has chosen.
 Chosen = Mapping[str, Mapping[str, Mapping[str, float]]]

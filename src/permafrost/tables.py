@@ -25,11 +25,6 @@ def percent(interval: Interval | None) -> str:
     return f"{mean} ({100 * interval.low:z.1f} to {100 * interval.high:z.1f})"
 
 
-def share(value: float) -> str:
-    """Format a share as ``25%`` or ``12.5%``: two shares never look the same."""
-    return f"{100 * value:.10g}%"
-
-
 def groups(rows: Sequence[Row], *names: str) -> list[tuple[Row, list[Row]]]:
     """Group rows by columns, in the order of their first rows: the column values, the rows."""
     found: dict[tuple[Any, ...], list[Row]] = {}

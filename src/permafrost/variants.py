@@ -8,9 +8,9 @@ from typing import Any
 
 from permafrost.artifacts import load_record, save_record, write_atomically
 from permafrost.cells import CellStore
+from permafrost.evaluation import share
 from permafrost.machine import fingerprint, machine_tags
 from permafrost.params import Params
-from permafrost.tables import share
 from permafrost.tracking import VARIANTS, RunRecord
 
 _RECORD, _PICTURES = "variant.json", "pictures"

@@ -9,6 +9,7 @@ from permafrost.evaluation.measures import (
     confidence_interval,
     forgetting,
     forward_transfer,
+    share,
     value_range,
 )
 
@@ -24,5 +25,6 @@ __all__ = [
     "forward_transfer",
     "mean_drift",
     "response_drift",
+    "share",
     "value_range",
 ]

@@ -6,6 +6,7 @@ from typing import Any
 
 from permafrost.artifacts import load_record, save_json, write_atomically
 from permafrost.errors import InputError
+from permafrost.evaluation import share
 from permafrost.params import Params
 from permafrost.pictures import draw_trade_off
 from permafrost.plan import CellSpec
@@ -23,7 +24,7 @@ from permafrost.stages.workspace import (
     seed_file,
 )
 from permafrost.strategies import STRATEGIES
-from permafrost.tables import Row, accuracy_table, escape, groups, markdown, measure, share
+from permafrost.tables import Row, accuracy_table, escape, groups, markdown, measure
 from permafrost.variants import add_pictures
 
 # What the seed's text states (Feenstra & Dow 2023); its tables were pictures. Percent.
