@@ -33,9 +33,9 @@ def check_all() -> str:
     InputError
         The first thing that is wrong, in one line.
     """
+    params = read_params()
     root = project_root()
     _require_git(root)
-    params = read_params()
     _require_keys()
     device = prepare_device(params)
     resolve_precision(params.train.precision, device)

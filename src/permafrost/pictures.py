@@ -32,7 +32,11 @@ def _subplots(
 
 
 def _save(figure: Any, path: Path) -> None:
+    from matplotlib.text import Text
+
     path.parent.mkdir(parents=True, exist_ok=True)
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)  # a dollar in a name is a dollar
     # Without the metadata the same picture is the same file.
     figure.savefig(path, dpi=110, metadata={"Software": None})
 
@@ -51,7 +55,7 @@ def _cut(name: str, length: int) -> str:
 def _class_title(name: str) -> str:
     short = _cut(name, _NAME_SHOWN)
     separator = "\n" if len(short) > 10 else " "
-    return "class map:" + separator + short.replace("$", r"\$")  # a dollar, and no formula
+    return f"class map:{separator}{short}"
 
 
 def draw_saliency(
