@@ -333,7 +333,8 @@ def small_project(folder: Path) -> Path:
         (folder / name).mkdir(parents=True)
     (folder / "dvc.yaml").write_text("stages: {split: {cmd: permafrost split}}\n")
     (folder / "params.yaml").write_text(
-        "seeds: [0]\nsplit: {dataset: image_folder, root: data, classes_per_task: 2}\nruntime: {device: cpu}\n"
+        "seeds: [0]\nruntime: {device: cpu}\n"
+        "split: {dataset: image_folder, root: data, classes_per_task: 2}\n"
     )
     for part, count in (("train", 3), ("test", 1)):
         for name in ("cat", "dog", "eel", "fly"):
