@@ -32,10 +32,12 @@ from permafrost.errors import DamagedError, InputError
 from permafrost.evaluation import Accuracy
 from permafrost.machine import fingerprint, machine_tags
 from permafrost.processes import project_lock
-from permafrost.source import TRAINING_CODE
+from permafrost.source import PACKAGE_SOURCES, reach_digest
 from permafrost.strategies import Progress
 from permafrost.tracking import CELLS, FIRST_TASKS, TRIALS, LiveRun, RunRecord, Tracker
 from permafrost.training import TrainingState, part_of
+
+TRAINING_CODE = reach_digest(["permafrost.experiment"], PACKAGE_SOURCES)
 
 _RESULT, _CHECKPOINT = "cell.json", "checkpoint.safetensors"
 _MODEL, _KEPT = "model.safetensors", "kept.safetensors"
