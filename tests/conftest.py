@@ -14,7 +14,6 @@ from permafrost.data import LabeledImages, Normalization, Task, TaskSequence
 from permafrost.models import build_network
 from permafrost.strategies import (
     INTEGRAL,
-    KNOWLEDGE,
     CriticalLayer,
     Ewc,
     Finetune,
@@ -161,10 +160,10 @@ def same_bits():
 def half_masks():
     """Return a source of masks that freeze every other filter of each layer."""
 
-    def choose(network, learned):
+    def choose(lesson, frozen):
         return {
             name: torch.arange(layer.out_channels) % 2 == 0
-            for name, layer in network.named_modules()
+            for name, layer in lesson.network.named_modules()
             if isinstance(layer, torch.nn.Conv2d)
         }
 
@@ -213,18 +212,19 @@ def learn_first(keep):
         integral = PathIntegral(common_parameters(network, "shared", 1))
 
         class Recorder(Finetune):
-            def while_learning(self, lesson, phase):
+            def while_learning_first(self, lesson):
                 return nullcontext(Guard(observer=integral))
 
         learner = Learner(sequence, config, head="shared", seed=0, device=device)
         learner.learn_task(network, Recorder("shared"), Progress(0, []))
-        if strategy.knowledge is None:
+        make = type(strategy).knowledge
+        if make is None:
             return {}
         memory = {f"{INTEGRAL}{name}": value for name, value in integral.tensors.items()}
         lesson = Lesson(
             network, 0, sequence, config, "shared", 0, device, keep, memory=memory, start=start
         )
-        return KNOWLEDGE[strategy.knowledge](lesson)
+        return make(lesson)
 
     return learn
 

@@ -12,12 +12,11 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 from filelock import FileLock, Timeout
-from torch import Tensor
 
 from permafrost.artifacts import (
     file_digest,
@@ -29,15 +28,14 @@ from permafrost.artifacts import (
     write_atomically,
 )
 from permafrost.errors import DamagedError, InputError
-from permafrost.evaluation import Accuracy
 from permafrost.machine import fingerprint, machine_tags
 from permafrost.processes import project_lock
-from permafrost.source import PACKAGE_SOURCES, reach_digest
+from permafrost.runs.key import code_identity
+from permafrost.runs.outcome import OnEpoch, Outcome, row_facts
+from permafrost.runs.rows import first_task_row, further_row, row_accuracies
 from permafrost.strategies import Progress
 from permafrost.tracking import CELLS, FIRST_TASKS, TRIALS, LiveRun, RunRecord, Tracker
 from permafrost.training import TrainingState, part_of
-
-TRAINING_CODE = reach_digest(["permafrost.experiment"], PACKAGE_SOURCES)
 
 _RESULT, _CHECKPOINT = "cell.json", "checkpoint.safetensors"
 _MODEL, _KEPT = "model.safetensors", "kept.safetensors"
@@ -45,30 +43,7 @@ _UNLOGGED = "unlogged"  # beside a whole cell: its run in MLflow may not have en
 
 _EXPERIMENTS = {"cell": CELLS, "trial": TRIALS, "first_task": FIRST_TASKS}
 
-OnEpoch = Callable[[Progress], None]
 Loaded = TypeVar("Loaded")
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a training ends with.
-
-    Attributes
-    ----------
-    results : dict
-        The row and the curves; JSON.
-    weights : dict of str to Tensor
-        Of the network.
-    seconds : float
-        How long the epochs took, through all interruptions.
-    kept : dict of str to Tensor
-        What else is kept.
-    """
-
-    results: dict[str, Any]
-    weights: dict[str, Tensor]
-    seconds: float
-    kept: dict[str, Tensor] = field(default_factory=dict)
 
 
 Train = Callable[[Progress | None, OnEpoch], Outcome]
@@ -89,17 +64,23 @@ class CellRequest:
         All that the result depends on besides the code; JSON.
     params : dict
         What MLflow shows of it.
+    code : tuple of str
+        The modules that the training starts from.
+    row : dict
+        What its row says of it before it is trained.
     """
 
     kind: str
     name: str
     identity: dict[str, Any]
     params: dict[str, Any]
+    code: tuple[str, ...]
+    row: dict[str, Any] = field(default_factory=dict)
 
     @property
     def key(self) -> str:
         """Return the cell's key, 32 hexadecimal digits."""
-        whole = {"kind": self.kind, "identity": self.identity, "code": TRAINING_CODE}
+        whole = {"kind": self.kind, "identity": self.identity} | code_identity(self.code)
         text = json.dumps(whole, sort_keys=True, allow_nan=False)
         return hashlib.sha256(text.encode()).hexdigest()[:32]
 
@@ -138,7 +119,7 @@ class CellStore:
         Returns
         -------
         dict
-            ``key``, ``kind``, ``name``, ``params`` and the results.
+            ``key``, ``kind``, ``name``, ``params``, the facts, and ``row``, derived of them.
         """
         key = request.key
         with self._lock_or_wait(key, request.name):
@@ -148,7 +129,8 @@ class CellStore:
             stored = self._unless_damaged(self.load, key)
             if stored is not None:
                 self._end_run(key)
-                return stored
+                # One training may be asked for under more than one description.
+                return with_row(stored | {"about": request.row})
             progress = self._unless_damaged(self._load_checkpoint, key)
             return self._train(request, key, train, progress, on_epoch)
 
@@ -174,6 +156,7 @@ class CellStore:
             "kind": request.kind,
             "name": request.name,
             "params": request.params,
+            "about": request.row,
         }
         made_on = fingerprint()
         with self.tracker.live(run_record(record, made_on)) as run:
@@ -188,11 +171,11 @@ class CellStore:
 
             outcome = train(progress, after_epoch)
             # As it will be read back: JSON has lists only.
-            record |= json.loads(json.dumps(outcome.results))
+            record |= json.loads(json.dumps(outcome.facts))
             self._complete(key, record, outcome, made_on)
             run.finish(run_record(record, made_on))
         self._tidy(key)
-        return record
+        return with_row(record)
 
     def _end_run(self, key: str) -> None:
         """Do what a training left undone that was killed after its result was stored."""
@@ -312,7 +295,7 @@ class CellStore:
         tensors |= {f"memory/{name}": t for name, t in progress.memory.items()}
         about = {
             "learned": progress.learned,
-            "rows": [_row_to_json(row) for row in progress.rows],
+            "rows": [row_facts(row) for row in progress.rows],
             "history": progress.history,
             "epoch": progress.training.epoch,
             "training_history": progress.training.history,
@@ -332,7 +315,7 @@ class CellStore:
         )
         return Progress(
             learned=about["learned"],
-            rows=[_row_from_json(row) for row in about["rows"]],
+            rows=[row_accuracies(row) for row in about["rows"]],
             start=start,
             training=TrainingState(
                 about["epoch"], training, about["training_history"], about["training_seconds"]
@@ -344,8 +327,15 @@ class CellStore:
         )
 
 
+def with_row(record: dict[str, Any]) -> dict[str, Any]:
+    """Add to a stored record what follows from it."""
+    derive = first_task_row if record["kind"] == "first_task" else further_row
+    return record | {"row": {"key": record["key"]} | record["about"] | derive(record)}
+
+
 def run_record(record: dict[str, Any], made_on: Mapping[str, str]) -> RunRecord:
     """Return what MLflow holds of a cell, finished or only begun, and of the machine it is from."""
+    row = with_row(record)["row"] if "history" in record else {}
     return RunRecord(
         key=record["key"],
         experiment=_EXPERIMENTS[record["kind"]],
@@ -353,12 +343,12 @@ def run_record(record: dict[str, Any], made_on: Mapping[str, str]) -> RunRecord:
         params=record["params"],
         metrics={
             name: value
-            for name, value in record.get("row", {}).items()
+            for name, value in row.items()
             if isinstance(value, float | int) and name not in record["params"]
         },
         curves=_curves(record.get("history", [])),
         tags={"kind": record["kind"]} | machine_tags(made_on),
-        error=record.get("row", {}).get("error"),
+        error=row.get("error"),
     )
 
 
@@ -381,13 +371,3 @@ def _log_new_epochs(run: LiveRun, progress: Progress | None, logged: int) -> int
     rows = _curves(progress.history + progress.training.history)
     run.log(rows[logged:])
     return len(rows)
-
-
-def _row_to_json(row: list[Accuracy | None] | None) -> Any:
-    return None if row is None else [None if entry is None else asdict(entry) for entry in row]
-
-
-def _row_from_json(row: Any) -> list[Accuracy | None] | None:
-    if row is None:
-        return None
-    return [None if e is None else Accuracy(e["overall"], tuple(e["per_class"])) for e in row]

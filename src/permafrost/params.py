@@ -2,6 +2,7 @@
 
 import difflib
 import reprlib
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,7 +15,7 @@ from permafrost.errors import InputError
 from permafrost.explain import SALIENCY_METHODS
 from permafrost.models import ARCHITECTURES, HEADS
 from permafrost.ranking import AGGREGATES, check_criterion, known_criteria
-from permafrost.strategies import STRATEGIES
+from permafrost.strategies import STRATEGIES, Strategy
 
 # The profiles have 3000. The parser takes seconds for much more.
 MAX_BYTES = 100_000
@@ -48,6 +49,28 @@ def _criterion(name: str) -> str:
     except InputError as error:
         raise ValueError(str(error)) from error
     return name
+
+
+def _strategy_of(name: str) -> type[Strategy]:
+    if name not in STRATEGIES and not _is_own(name):
+        known = ", ".join(STRATEGIES)
+        raise ValueError(f"{_shown(name)} is unknown; allowed: {known}, or module:Class")
+    try:
+        return STRATEGIES.find(name)
+    except InputError as error:
+        raise ValueError(str(error)) from error
+
+
+def _strategy(name: str) -> str:
+    _strategy_of(name)
+    return name
+
+
+def _is_own(name: str) -> bool:
+    """Return whether a name has the form of a user's own thing: module:Name."""
+    module, colon, attribute = name.partition(":")
+    parts = [*module.split("."), attribute]
+    return bool(colon) and len(name) <= MAX_NAME and all(part.isidentifier() for part in parts)
 
 
 def _unique(values: list[Any]) -> list[Any]:
@@ -172,38 +195,31 @@ class Consolidate(_Section):
 Grid = Annotated[list[dict[str, Number]], Field(min_length=1, max_length=1000)]
 
 
-class Tune(_Section):
-    """What is tried for each method; a single entry is taken as it is."""
+def _grids(grids: dict[str, Any]) -> dict[str, Any]:
+    for name, grid in grids.items():
+        bounds = _strategy_of(name).hyper
+        if not bounds:
+            raise ValueError(f"{_shown(name)} has no hyperparameters; leave it out")
+        for entry in grid:
+            if entry.keys() != bounds.keys():
+                raise ValueError(f"{name}: {_shown(entry)} must name exactly {', '.join(bounds)}")
+            for key, (low, high) in bounds.items():
+                if not low <= entry[key] <= high:
+                    raise ValueError(f"{name}: {key} must lie in {low:g}..{high:g}")
+    return grids
 
-    freeze: Grid = [{"pct": 0.5}]
-    ewc: Grid = [{"strength": 100.0}]
-    si: Grid = [{"strength": 1.0}]
-    lwf: Grid = [{"weight": 1.0, "temperature": 2.0}]
-    packnet: Grid = [{"prune": 0.5}]
-    fragile_layer: Grid = [{"layers": 0.5}]
-    freeze_ewc: Grid = [{"strength": 100.0}]
-    freeze_lwf: Grid = [{"weight": 1.0, "temperature": 2.0}]
 
-    @model_validator(mode="after")
-    def _entries_fit_their_methods(self) -> "Tune":
-        for name, grid in self:
-            bounds = STRATEGIES[name].hyper
-            for entry in grid:
-                if entry.keys() != bounds.keys():
-                    raise ValueError(
-                        f"{name}: {_shown(entry)} must name exactly {', '.join(bounds)}"
-                    )
-                for key, (low, high) in bounds.items():
-                    if not low <= entry[key] <= high:
-                        raise ValueError(f"{name}: {key} must lie in {low:g}..{high:g}")
-        return self
+# What is tried for each method; a single entry is taken as it is, none is the method's default.
+Tune = Annotated[dict[str, Grid], AfterValidator(_grids)]
 
 
 class Sweep(_Section):
     """The cells that are compared."""
 
     strategies: Annotated[
-        list[Annotated[str, _one_of(*STRATEGIES)]], AfterValidator(_unique), Field(min_length=1)
+        list[Annotated[str, AfterValidator(_strategy)]],
+        AfterValidator(_unique),
+        Field(min_length=1),
     ] = ["finetune", "freeze", "linear_probe", "joint"]
     metrics: Annotated[list[str], AfterValidator(_unique)] = ["mse"]
     pcts: Annotated[list[Share], AfterValidator(_unique)] = [0.25, 0.5, 0.75]
@@ -233,7 +249,7 @@ class Params(_Section):
     rank: Rank = Rank()
     freeze: Freeze = Freeze()
     consolidate: Consolidate = Consolidate()
-    tune: Tune = Tune()
+    tune: Tune = {}
     sweep: Sweep = Sweep()
     runtime: Runtime = Runtime()
 
@@ -273,14 +289,16 @@ class Params(_Section):
 
     @model_validator(mode="after")
     def _methods_fit(self) -> "Params":
-        if "packnet" in self.sweep.strategies and "expanding" in self.sweep.heads:
-            raise ValueError(
-                "sweep.strategies: packnet needs to know an image's task, which the head expanding "
-                "does not tell; allowed: shared, multi"
-            )
+        for name, head in product(self.sweep.strategies, self.sweep.heads):
+            allowed = STRATEGIES[name].heads
+            if head not in allowed:
+                raise ValueError(
+                    f"sweep.strategies: {name} cannot answer under the head {head}; allowed: "
+                    f"{', '.join(allowed)}"
+                )
         tried = {
             name: len(grid)
-            for name, grid in self.tune
+            for name, grid in self.tune.items()
             if len(grid) > 1 and name in {"freeze", *self.sweep.strategies}
         }
         if len(set(tried.values())) > 1:

@@ -1,59 +1,16 @@
 """Which trainings the parameters ask for."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from itertools import product
-from typing import Any, cast
+from typing import cast
 
-from permafrost.evaluation import share
 from permafrost.models import Head
 from permafrost.params import Params
+from permafrost.runs.spec import CellSpec
+from permafrost.strategies import STRATEGIES
 
 # Under each head, each strategy's hyperparameters: what stage tune has chosen.
 Chosen = Mapping[str, Mapping[str, Mapping[str, float]]]
-
-FROZEN = ("freeze", "freeze_ewc", "freeze_lwf")
-
-
-@dataclass(frozen=True)
-class CellSpec:
-    """One cell of the comparison.
-
-    Attributes
-    ----------
-    strategy : str
-        A name in ``STRATEGIES``.
-    seed : int
-        One of ``seeds``.
-    head : {"shared", "multi", "expanding"}
-        How the network answers.
-    metric : str or None
-        What ranks the filters; strategies that freeze filters only.
-    pct : float or None
-        Share of every layer's filters that is frozen, 0..1; the same strategies.
-    hyper : tuple of (str, float)
-        The strategy's other hyperparameters by name. ``joint`` has ``passes``: its epochs as a
-        multiple of one task's.
-    """
-
-    strategy: str
-    seed: int
-    head: Head
-    metric: str | None = None
-    pct: float | None = None
-    hyper: tuple[tuple[str, float], ...] = ()
-
-    @property
-    def name(self) -> str:
-        """Return a short name for people."""
-        parts = [self.strategy, self.metric, None if self.pct is None else share(self.pct)]
-        parts += [f"{name} {value:g}" for name, value in self.hyper]
-        return " ".join(part for part in [*parts, self.head, f"seed {self.seed}"] if part)
-
-    @property
-    def hyperparameters(self) -> dict[str, float]:
-        """Return ``hyper`` as a dict."""
-        return dict(self.hyper)
 
 
 def heads(params: Params) -> list[Head]:
@@ -96,7 +53,7 @@ def method_cell(
 ) -> CellSpec:
     """Return a strategy's cell with its chosen hyperparameters; frozen filters by freeze.metric."""
     hyper = dict(chosen.get(strategy, {}))
-    if strategy not in FROZEN:
+    if not STRATEGIES[strategy].freezes_ranked:
         return CellSpec(strategy, seed, head, hyper=tuple(sorted(hyper.items())))
     hyper.pop("pct", None)
     metric, pct = params.freeze.metric, chosen["freeze"]["pct"]
@@ -105,6 +62,6 @@ def method_cell(
 
 def grids(params: Params) -> dict[str, list[dict[str, float]]]:
     """Return what stage tune tries for each strategy of the sweep; first the frozen share."""
-    declared: dict[str, Any] = params.tune.model_dump()
     wanted = ["freeze", *(name for name in params.sweep.strategies if name != "freeze")]
-    return {name: declared[name] for name in wanted if name in declared}
+    tuned = [name for name in wanted if STRATEGIES[name].hyper]
+    return {name: params.tune.get(name) or [STRATEGIES[name].defaults()] for name in tuned}

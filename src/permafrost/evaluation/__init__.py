@@ -1,7 +1,8 @@
 """Floor 2, evaluation: the accuracy matrix, the measures made of it, and response drift."""
 
-from permafrost.evaluation.accuracy import Accuracy, accuracy, accuracy_row
+from permafrost.evaluation.accuracy import Accuracy, accuracy, accuracy_name, accuracy_row
 from permafrost.evaluation.drift import mean_drift, response_drift
+from permafrost.evaluation.formats import share
 from permafrost.evaluation.measures import (
     Interval,
     average_accuracy,
@@ -9,7 +10,6 @@ from permafrost.evaluation.measures import (
     confidence_interval,
     forgetting,
     forward_transfer,
-    share,
     value_range,
 )
 
@@ -17,6 +17,7 @@ __all__ = [
     "Accuracy",
     "Interval",
     "accuracy",
+    "accuracy_name",
     "accuracy_row",
     "average_accuracy",
     "backward_transfer",

@@ -17,14 +17,31 @@ class Accuracy:
 
     Attributes
     ----------
-    overall : float
-        Share of the images that are classified correctly, 0..1; of equal logits the first counts.
-    per_class : tuple of float
-        The same for each of the task's C classes; 0 for a class without images.
+    correct : tuple of int
+        How many images of each of the task's C classes are classified correctly; of equal logits
+        the first counts.
+    count : tuple of int
+        How many images each class has.
     """
 
-    overall: float
-    per_class: tuple[float, ...]
+    correct: tuple[int, ...]
+    count: tuple[int, ...]
+
+    @property
+    def overall(self) -> float:
+        """Return the share of all images that are classified correctly, 0..1."""
+        return sum(self.correct) / sum(self.count)
+
+    @property
+    def per_class(self) -> tuple[float, ...]:
+        """Return the same for each class; 0 for a class without images."""
+        pairs = zip(self.correct, self.count, strict=True)
+        return tuple(correct / max(count, 1) for correct, count in pairs)
+
+
+def accuracy_name(task: int) -> str:
+    """Return what the accuracy on a task, 0 .. T - 1, is called in rows and curves."""
+    return f"acc_task{task + 1}"
 
 
 @torch.no_grad()
@@ -66,10 +83,7 @@ def accuracy(
         labels = labels.cpu()
         correct += torch.bincount(labels[hits], minlength=classes)
         count += torch.bincount(labels, minlength=classes)
-    return Accuracy(
-        int(correct.sum()) / int(count.sum()),
-        tuple((correct.double() / count.clamp(min=1)).tolist()),
-    )
+    return Accuracy(tuple(correct.tolist()), tuple(count.tolist()))
 
 
 def accuracy_row(

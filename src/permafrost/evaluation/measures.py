@@ -125,11 +125,6 @@ def confidence_interval(values: Sequence[float], bounds: tuple[float, float] = S
     return Interval(mean, low, high)
 
 
-def share(value: float) -> str:
-    """Format a share as ``25%`` or ``12.5%``: two shares never look the same."""
-    return f"{100 * value:.10g}%"
-
-
 def _difference(left: float | None, right: float | None) -> float | None:
     return None if left is None or right is None else left - right
 

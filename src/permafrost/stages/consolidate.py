@@ -5,7 +5,7 @@ import time
 from torch import Tensor
 
 from permafrost.artifacts import load_tasks, load_tensors, save_tensors
-from permafrost.experiment import first_lesson
+from permafrost.experiment import first_lesson, knowledge_name
 from permafrost.stages.workspace import (
     INTEGRALS,
     KNOWLEDGE,
@@ -14,7 +14,6 @@ from permafrost.stages.workspace import (
     open_stage,
     seed_file,
 )
-from permafrost.strategies import KNOWLEDGE as KINDS
 from permafrost.strategies import STRATEGIES
 
 
@@ -31,11 +30,12 @@ def run(seed: int) -> None:
             workspace.device,
         )
         tensors: dict[str, Tensor] = {}
-        needed = {STRATEGIES[name].knowledge for name in workspace.params.sweep.strategies}
-        for kind, make in KINDS.items():
-            if kind not in needed:
+        strategies = [STRATEGIES[name] for name in workspace.params.sweep.strategies]
+        needed = {knowledge_name(made): made.knowledge for made in strategies}
+        for name, make in needed.items():
+            if make is None:
                 continue
             began = time.perf_counter()
-            tensors |= {f"{kind}/{name}": value for name, value in make(lesson).items()}
-            note_seconds("consolidate", {f"{kind}@{seed}": time.perf_counter() - began})
+            tensors |= {f"{name}/{entry}": value for entry, value in make(lesson).items()}
+            note_seconds("consolidate", {f"{name}@{seed}": time.perf_counter() - began})
         save_tensors(seed_file(KNOWLEDGE, seed), tensors)

@@ -1,6 +1,16 @@
 """Floor 3, strategies: how the second and later tasks are learned, one file a strategy."""
 
-from permafrost.strategies.base import Guard, Keep, Lesson, MaskSource, Memory, Phase, Strategy
+from permafrost.strategies.base import (
+    STRATEGIES,
+    Guard,
+    Keep,
+    Lesson,
+    MaskSource,
+    Memory,
+    Phase,
+    Strategy,
+    strategy,
+)
 from permafrost.strategies.critical_layer import CriticalLayer
 from permafrost.strategies.ewc import Ewc
 from permafrost.strategies.finetune import Finetune
@@ -8,37 +18,17 @@ from permafrost.strategies.fragile_layer import FragileLayer
 from permafrost.strategies.freeze import Freeze
 from permafrost.strategies.freeze_with import FreezeEwc, FreezeLwf, FreezeWith
 from permafrost.strategies.joint import Joint
-from permafrost.strategies.knowledge import KNOWLEDGE
 from permafrost.strategies.learner import Learner, Progress
 from permafrost.strategies.linear_probe import LinearProbe
 from permafrost.strategies.lwf import Lwf
 from permafrost.strategies.packnet import RETRAIN, PackNet
+from permafrost.strategies.path_integral import INTEGRAL, PathIntegral
 from permafrost.strategies.quadratic import common_parameters
 from permafrost.strategies.replay import Replay
-from permafrost.strategies.si import INTEGRAL, PathIntegral, Si
-
-STRATEGIES: dict[str, type[Strategy]] = {
-    strategy.name: strategy
-    for strategy in (
-        Finetune,
-        Freeze,
-        LinearProbe,
-        Joint,
-        Ewc,
-        Si,
-        PackNet,
-        Lwf,
-        CriticalLayer,
-        FragileLayer,
-        Replay,
-        FreezeEwc,
-        FreezeLwf,
-    )
-}
+from permafrost.strategies.si import Si
 
 __all__ = [
     "INTEGRAL",
-    "KNOWLEDGE",
     "RETRAIN",
     "STRATEGIES",
     "CriticalLayer",
@@ -66,4 +56,5 @@ __all__ = [
     "Si",
     "Strategy",
     "common_parameters",
+    "strategy",
 ]

@@ -1,20 +1,23 @@
 """What a strategy is: how a network learns its second and later tasks."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
-from typing import ClassVar
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from permafrost.data import Batches, TaskSequence
-from permafrost.freezing import FilterMasks
+from permafrost.freezing import BatchNormFreeze, FilterMasks
 from permafrost.models import Head, TaskNetwork
+from permafrost.registry import Registry
 from permafrost.training import Objective, Observer, TrainingConfig, cross_entropy
 
-# Given the network and the number of tasks it has learned, which filters to freeze next.
-MaskSource = Callable[[TaskNetwork, int], FilterMasks]
+if TYPE_CHECKING:
+    from permafrost.strategies.learner import Learner, OnEpoch, Progress
+
+S = TypeVar("S", bound="Strategy")
 # What a method keeps of the tasks it has learned, by name.
 Memory = dict[str, Tensor]
 
@@ -107,6 +110,10 @@ class Lesson:
         return self.network.view(self.head, task, self.learned + 1)
 
 
+# Given the lesson and the filters that are frozen already, which are to be frozen in it.
+MaskSource = Callable[[Lesson, FilterMasks], FilterMasks]
+
+
 @dataclass(frozen=True)
 class Guard:
     """What differs from plain training while a task is learned.
@@ -117,10 +124,13 @@ class Guard:
         What is minimised.
     observer : Observer or None
         What watches the steps.
+    chosen : dict of str to Tensor
+        What was decided as the training began, for :meth:`Strategy.after_phase`.
     """
 
     objective: Objective = cross_entropy
     observer: Observer | None = None
+    chosen: Memory = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -128,7 +138,7 @@ class Strategy:
     """Plain fine-tuning, and the base of every other strategy.
 
     A strategy is a set of named hooks that the learner calls; each does here what fine-tuning
-    does. It learns tasks 2..T one after the other from the first task's checkpoint.
+    does. The first task is learned plainly, so that all strategies can go on from one checkpoint.
 
     Attributes
     ----------
@@ -138,16 +148,59 @@ class Strategy:
 
     head: Head
 
-    name: ClassVar[str] = "finetune"
-    # What it needs from the first task: a name in KNOWLEDGE.
-    knowledge: ClassVar[str | None] = None
-    # Its hyperparameters, each with its least and greatest value.
+    # What it needs from the first task: makes it of the lesson that was learned. A strategy and
+    # one that builds on it share it by its name.
+    knowledge: ClassVar[Callable[[Lesson], Memory] | None] = None
+    # Its hyperparameters, fields with a default each, with their least and greatest value.
     hyper: ClassVar[dict[str, tuple[float, float]]] = {}
+    # Whether it freezes filters that a criterion ranks: it then has a share, `pct`.
+    freezes_ranked: ClassVar[bool] = False
+    # Whether it goes on from the first task's weights, or from the initial ones.
+    continues: ClassVar[bool] = True
+    # The heads under which it can answer.
+    heads: ClassVar[tuple[Head, ...]] = ("shared", "multi", "expanding")
     # What sets it apart from the other methods, for the tables.
     remark: ClassVar[str] = ""
 
+    @classmethod
+    def defaults(cls) -> dict[str, float]:
+        """Return the hyperparameters' defaults."""
+        defaults = {entry.name: entry.default for entry in fields(cls) if entry.name in cls.hyper}
+        return cast(dict[str, float], defaults)
+
+    @classmethod
+    def build(
+        cls, head: Head, hyper: Mapping[str, float], masks: MaskSource, batch_norm: BatchNormFreeze
+    ) -> Self:
+        """Make the strategy of what parameters say.
+
+        Parameters
+        ----------
+        head : {"shared", "multi", "expanding"}
+            How the network answers.
+        hyper : mapping of str to float
+            The hyperparameters, but for the share of ranked filters.
+        masks : callable
+            The ranked filters to freeze; for those that freeze some.
+        batch_norm : {"full", "affine", "none"}
+            What is frozen of a frozen filter's BatchNorm; likewise.
+        """
+        del masks, batch_norm
+        return cls(head, **hyper)
+
+    def while_learning_first(self, lesson: Lesson) -> AbstractContextManager[Guard]:
+        """Return a context that holds while the first task is learned."""
+        del lesson
+        return nullcontext(Guard())
+
+    def after_first(self, lesson: Lesson, guard: Guard) -> Memory:
+        """Return what is kept of the first task."""
+        del guard
+        make = type(self).knowledge
+        return make(lesson) if make else {}
+
     def phases(self, lesson: Lesson) -> list[Phase]:
-        """Return the trainings by which the next task is learned."""
+        """Return the trainings by which a further task is learned."""
         return [Phase(lesson.learned, lesson.config.epochs)]
 
     def while_learning(self, lesson: Lesson, phase: Phase) -> AbstractContextManager[Guard]:
@@ -178,7 +231,68 @@ class Strategy:
         del phase, guard
         return lesson.memory
 
+    def learn(
+        self,
+        learner: "Learner",
+        network: TaskNetwork,
+        progress: "Progress",
+        on_epoch: "OnEpoch | None" = None,
+    ) -> None:
+        """Learn all tasks that are not learned yet, one after the other.
+
+        Parameters
+        ----------
+        learner : Learner
+            Trains and measures.
+        network : TaskNetwork
+            Holds the weights after the tasks that are learned.
+        progress : Progress
+            Where it stands; moves on.
+        on_epoch : callable, optional
+            Told the progress after each epoch.
+        """
+        while progress.learned < len(learner.sequence.tasks):
+            learner.learn_task(network, self, progress, on_epoch)
+
     def network_for(self, network: TaskNetwork, task: int, memory: Memory) -> TaskNetwork:
         """Return the network that answers for a task, to be measured."""
         del task, memory
         return network
+
+    def frozen(self, network: TaskNetwork, memory: Memory) -> dict[str, Tensor]:
+        """Return the filters that were frozen while the last task was learned, by layer.
+
+        Returns
+        -------
+        dict of str to Tensor of bool, shape (F,)
+            Layers without a frozen filter may be left out.
+        """
+        del network, memory
+        return {}
+
+    def memory_bytes(self, sequence: TaskSequence, memory: Memory) -> int:
+        """Return how much is kept besides the network while the last task is learned."""
+        del sequence
+        return sum(tensor.nbytes for tensor in memory.values())
+
+
+def _is_strategy(thing: Any) -> bool:
+    return isinstance(thing, type) and issubclass(thing, Strategy)
+
+
+STRATEGIES: Registry[type[Strategy]] = Registry(
+    "strategy", "permafrost.strategies", _is_strategy, "make it a subclass of Strategy"
+)
+
+
+def strategy(name: str) -> Callable[[type[S]], type[S]]:
+    """Register a strategy of this package.
+
+    A user's own needs no name: it is ``module:Class``.
+    """
+
+    def register(made: type[S]) -> type[S]:
+        STRATEGIES.add(name, made)
+        return made
+
+    return register

@@ -8,7 +8,7 @@ import torch
 
 from permafrost.data import Batches, LabeledImages
 from permafrost.seeding import generator
-from permafrost.strategies.base import Guard, Lesson, Memory, Phase, Strategy
+from permafrost.strategies.base import Guard, Lesson, Memory, Phase, Strategy, strategy
 from permafrost.strategies.fisher import fisher_diagonal
 from permafrost.strategies.quadratic import (
     CENTRE,
@@ -20,6 +20,26 @@ from permafrost.strategies.quadratic import (
 from permafrost.training import part_of
 
 
+def fisher_memory(lesson: Lesson) -> Memory:
+    """Return the Fisher information of the task that was just learned, and its weights."""
+    task, view = lesson.learned, lesson.view(lesson.learned)
+    parameters = common_parameters(lesson.network, lesson.head, task + 1)
+    known = {parameter: name for name, parameter in parameters.items()}
+    # The view has other names for the same parameters.
+    names = {name: known[p] for name, p in view.named_parameters() if p in known}
+    batches = Batches(_sample(lesson, task), lesson.sequence.normalization, lesson.device)
+    fisher = fisher_diagonal(view, batches.ordered(64), names)
+    return remember({names[name]: value for name, value in fisher.items()}, parameters)
+
+
+def _sample(lesson: Lesson, task: int) -> LabeledImages:
+    images = lesson.sequence.tasks[task].train
+    order = torch.randperm(len(images), generator=generator(lesson.seed, "fisher", task))
+    chosen = order[: lesson.keep.fisher_images].sort().values
+    return LabeledImages(images.images[chosen], images.labels[chosen])
+
+
+@strategy("ewc")
 @dataclass(frozen=True)
 class Ewc(Strategy):
     """Hold the weights near those of earlier tasks, each by its Fisher information.
@@ -36,10 +56,9 @@ class Ewc(Strategy):
         λ.
     """
 
-    strength: float = 0.0
+    strength: float = 100.0
 
-    name: ClassVar[str] = "ewc"
-    knowledge: ClassVar[str | None] = "fisher"
+    knowledge = fisher_memory
     hyper: ClassVar[dict[str, tuple[float, float]]] = {"strength": (0, 1e12)}
 
     def while_learning(self, lesson: Lesson, phase: Phase) -> AbstractContextManager[Guard]:
@@ -65,22 +84,3 @@ class Ewc(Strategy):
             safe = torch.where(known, precision[name], 1.0)
             centre[name] = torch.where(known, pull / safe, latest)
         return remember(precision, centre)
-
-
-def fisher_memory(lesson: Lesson) -> Memory:
-    """Return the Fisher information of the task that was just learned, and its weights."""
-    task, view = lesson.learned, lesson.view(lesson.learned)
-    parameters = common_parameters(lesson.network, lesson.head, task + 1)
-    known = {parameter: name for name, parameter in parameters.items()}
-    # The view has other names for the same parameters.
-    names = {name: known[p] for name, p in view.named_parameters() if p in known}
-    batches = Batches(_sample(lesson, task), lesson.sequence.normalization, lesson.device)
-    fisher = fisher_diagonal(view, batches.ordered(64), names)
-    return remember({names[name]: value for name, value in fisher.items()}, parameters)
-
-
-def _sample(lesson: Lesson, task: int) -> LabeledImages:
-    images = lesson.sequence.tasks[task].train
-    order = torch.randperm(len(images), generator=generator(lesson.seed, "fisher", task))
-    chosen = order[: lesson.keep.fisher_images].sort().values
-    return LabeledImages(images.images[chosen], images.labels[chosen])

@@ -3,9 +3,11 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
+from permafrost.strategies.base import strategy
 from permafrost.strategies.layer_change import LayerChange
 
 
+@strategy("fragile_layer")
 @dataclass(frozen=True)
 class FragileLayer(LayerChange):
     """Freeze the layers whose activation maps change most.
@@ -21,7 +23,6 @@ class FragileLayer(LayerChange):
 
     layers: float = 0.5
 
-    name: ClassVar[str] = "fragile_layer"
     hyper: ClassVar[dict[str, tuple[float, float]]] = {"layers": (0, 1)}
 
     def frozen_layers(self, changes: list[float]) -> list[int]:

@@ -1,13 +1,25 @@
 """Frozen filters, the others held by a second method: the post's own proposal for later work."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
+from typing import ClassVar, Self
 
-from permafrost.strategies.base import Guard, Lesson, Memory, Phase, Strategy
+from torch import Tensor
+
+from permafrost.freezing import BatchNormFreeze
+from permafrost.models import Head, TaskNetwork
+from permafrost.strategies.base import (
+    Guard,
+    Lesson,
+    MaskSource,
+    Memory,
+    Phase,
+    Strategy,
+    strategy,
+)
 from permafrost.strategies.ewc import Ewc
-from permafrost.strategies.freeze import Freeze
+from permafrost.strategies.freeze import FROZEN, Freeze
 from permafrost.strategies.lwf import Lwf
 
 
@@ -27,34 +39,53 @@ class FreezeWith(Strategy):
     other: Strategy
 
     companion: ClassVar[type[Strategy]]
+    freezes_ranked: ClassVar[bool] = True
+
+    @classmethod
+    def defaults(cls) -> dict[str, float]:
+        """Return the other strategy's."""
+        return cls.companion.defaults()
+
+    @classmethod
+    def build(
+        cls, head: Head, hyper: Mapping[str, float], masks: MaskSource, batch_norm: BatchNormFreeze
+    ) -> Self:
+        """Make both; the hyperparameters are the other strategy's."""
+        freeze = Freeze.build(head, {}, masks, batch_norm)
+        return cls(head, freeze, cls.companion.build(head, hyper, masks, batch_norm))
 
     @contextmanager
     def while_learning(self, lesson: Lesson, phase: Phase) -> Iterator[Guard]:
         """Hold the filters frozen, then let the other strategy see the network."""
         with (
-            self.freeze.while_learning(lesson, phase),
+            self.freeze.while_learning(lesson, phase) as frozen,
             self.other.while_learning(lesson, phase) as guard,
         ):
-            yield guard
+            yield replace(guard, chosen=guard.chosen | frozen.chosen)
 
     def after_phase(self, lesson: Lesson, phase: Phase, guard: Guard) -> Memory:
-        """Return what the other strategy keeps."""
-        return self.other.after_phase(lesson, phase, guard)
+        """Return what the other strategy keeps, and which filters are frozen."""
+        frozen = {name: mask for name, mask in guard.chosen.items() if name.startswith(FROZEN)}
+        return self.other.after_phase(lesson, phase, guard) | frozen
+
+    def frozen(self, network: TaskNetwork, memory: Memory) -> dict[str, Tensor]:
+        """Return the filters that are frozen."""
+        return self.freeze.frozen(network, memory)
 
 
+@strategy("freeze_ewc")
 class FreezeEwc(FreezeWith):
     """Frozen filters, the others held by elastic weight consolidation."""
 
     companion: ClassVar[type[Strategy]] = Ewc
-    name: ClassVar[str] = "freeze_ewc"
-    knowledge: ClassVar[str | None] = Ewc.knowledge
+    knowledge = Ewc.knowledge
     hyper: ClassVar[dict[str, tuple[float, float]]] = Ewc.hyper
 
 
+@strategy("freeze_lwf")
 class FreezeLwf(FreezeWith):
     """Frozen filters, the others held by distillation."""
 
     companion: ClassVar[type[Strategy]] = Lwf
-    name: ClassVar[str] = "freeze_lwf"
-    knowledge: ClassVar[str | None] = Lwf.knowledge
+    knowledge = Lwf.knowledge
     hyper: ClassVar[dict[str, tuple[float, float]]] = Lwf.hyper

@@ -1,21 +1,24 @@
 """Joint training on all tasks at once, from the initial weights: the usual upper baseline.
 
-The one-softmax form (an expanding head over all classes) is what the seed compared with.
+The one-softmax form (an expanding head over all classes) is what the post compared with.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from permafrost.data import LabeledImages, Task
+from permafrost.data import Batches, LabeledImages, Task, TaskSequence
 from permafrost.models import TaskNetwork
-from permafrost.strategies.base import Strategy
-from permafrost.training import Batch, Objective
+from permafrost.seeding import generator
+from permafrost.strategies.base import Memory, Strategy, strategy
+from permafrost.strategies.learner import Learner, OnEpoch, Progress
+from permafrost.training import Batch, Objective, fit
 
 
+@strategy("joint")
 @dataclass(frozen=True)
 class Joint(Strategy):
     """Train on the union of the tasks.
@@ -24,13 +27,49 @@ class Joint(Strategy):
     ----------
     passes : int
         Epochs as a multiple of one task's: T shows each image T times as often as sequential
-        learning does (the seed's choice), 1 takes equally many steps.
+        learning does (the post's choice), 1 takes equally many steps.
     """
 
     passes: int = 1
 
-    name: ClassVar[str] = "joint"
+    continues: ClassVar[bool] = False
     remark: ClassVar[str] = "sees all tasks at once"
+
+    def learn(
+        self,
+        learner: Learner,
+        network: TaskNetwork,
+        progress: Progress,
+        on_epoch: OnEpoch | None = None,
+    ) -> None:
+        """Learn all tasks at once; only the first and the last row of R exist.
+
+        Raises
+        ------
+        TrainingDiverged
+            As :func:`permafrost.training.fit`.
+        """
+        sequence = learner.sequence
+        tasks = len(sequence.tasks)
+        rows = fit(
+            self.view(network),
+            Batches(union(sequence.tasks), sequence.normalization, learner.device),
+            replace(learner.config, epochs=self.passes * learner.config.epochs),
+            generator=generator(learner.seed, "order", "joint"),
+            objective=self.objective(network.classes_per_task),
+            measure=lambda: learner.curve(network, tasks, self, {}),
+            resume=progress.training,
+            on_epoch=lambda _: on_epoch(progress) if on_epoch else None,
+        )
+        progress.history.extend({"task": tasks, "phase": "learn"} | row for row in rows)
+        progress.seconds += progress.training.seconds
+        progress.rows.extend([None] * (tasks - 1))
+        learner.finish(progress, network, self, tasks)
+
+    def memory_bytes(self, sequence: TaskSequence, memory: Memory) -> int:
+        """Return the size of the earlier tasks' images."""
+        del memory
+        return sum(task.train.images.nbytes for task in sequence.tasks[:-1])
 
     def view(self, network: TaskNetwork) -> nn.Module:
         """Return a classifier with one logit for every class, or for every shared output."""

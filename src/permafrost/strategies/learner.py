@@ -10,11 +10,10 @@ from torch import Tensor
 
 from permafrost.data import Batches, TaskSequence
 from permafrost.errors import NotFiniteError
-from permafrost.evaluation import Accuracy, accuracy_row
+from permafrost.evaluation import Accuracy, accuracy_name, accuracy_row
 from permafrost.models import Head, TaskNetwork
 from permafrost.seeding import generator
 from permafrost.strategies.base import Keep, Lesson, Memory, Phase, Strategy
-from permafrost.strategies.joint import Joint, union
 from permafrost.training import TrainingConfig, TrainingDiverged, TrainingState, fit
 
 
@@ -142,7 +141,9 @@ class Learner:
             If one of the task's trainings diverges, or what the strategy makes of it is not finite;
             names the task and the training.
         """
-        phases = strategy.phases(self._lesson(network, progress))
+        lesson = self._lesson(network, progress)
+        plainly = [Phase(0, self.config.epochs)]
+        phases = strategy.phases(lesson) if progress.learned else plainly
         while progress.phase < len(phases):
             phase = phases[progress.phase]
             try:
@@ -151,7 +152,7 @@ class Learner:
                 where = f"task {progress.learned + 1}"
                 where += "" if phase.name == "learn" else f", {phase.name}"
                 raise TrainingDiverged(f"{where}: {error}") from error
-        self._finish(progress, network, strategy, progress.learned + 1)
+        self.finish(progress, network, strategy, progress.learned + 1)
 
     def _train_phase(
         self,
@@ -173,7 +174,13 @@ class Learner:
             train = replace(train, labels=train.labels + offset)
         purpose: list[int | str] = [self.seed, "order", progress.learned]
         purpose += [] if phase.name == "learn" else [phase.name]
-        with strategy.while_learning(lesson, phase) as guard:
+        is_first = progress.learned == 0
+        holding = (
+            strategy.while_learning_first(lesson)
+            if is_first
+            else strategy.while_learning(lesson, phase)
+        )
+        with holding as guard:
             rows = fit(
                 lesson.view(phase.task),
                 Batches(train, self.sequence.normalization, self.device),
@@ -181,45 +188,19 @@ class Learner:
                 generator=generator(*purpose),
                 objective=guard.objective,
                 observer=guard.observer,
-                measure=lambda: self._curve(network, seen, strategy, progress.memory),
+                measure=lambda: self.curve(network, seen, strategy, progress.memory),
                 resume=progress.training,
                 on_epoch=lambda _: on_epoch(progress) if on_epoch else None,
             )
-        progress.memory = strategy.after_phase(lesson, phase, guard)
+        progress.memory = (
+            strategy.after_first(lesson, guard)
+            if is_first
+            else strategy.after_phase(lesson, phase, guard)
+        )
         progress.history.extend({"task": seen, "phase": phase.name} | row for row in rows)
         progress.seconds += progress.training.seconds
         progress.training = TrainingState()
         progress.phase += 1
-
-    def learn_jointly(
-        self,
-        network: TaskNetwork,
-        strategy: Joint,
-        progress: Progress,
-        on_epoch: OnEpoch | None = None,
-    ) -> None:
-        """Learn all tasks at once; only the first and the last row of R exist.
-
-        Raises
-        ------
-        TrainingDiverged
-            As :func:`permafrost.training.fit`.
-        """
-        tasks = len(self.sequence.tasks)
-        rows = fit(
-            strategy.view(network),
-            Batches(union(self.sequence.tasks), self.sequence.normalization, self.device),
-            replace(self.config, epochs=strategy.passes * self.config.epochs),
-            generator=generator(self.seed, "order", "joint"),
-            objective=strategy.objective(network.classes_per_task),
-            measure=lambda: self._curve(network, tasks, strategy, {}),
-            resume=progress.training,
-            on_epoch=lambda _: on_epoch(progress) if on_epoch else None,
-        )
-        progress.history.extend({"task": tasks, "phase": "learn"} | row for row in rows)
-        progress.seconds += progress.training.seconds
-        progress.rows.extend([None] * (tasks - 1))
-        self._finish(progress, network, strategy, tasks)
 
     def _lesson(self, network: TaskNetwork, progress: Progress) -> Lesson:
         return Lesson(
@@ -235,20 +216,22 @@ class Learner:
             start=progress.start,
         )
 
-    def _curve(
+    def curve(
         self, network: TaskNetwork, seen: int, strategy: Strategy, memory: Memory
     ) -> dict[str, float]:
+        """Return the accuracies that are measured after an epoch, by :func:`accuracy_name`."""
         return {
-            f"acc_task{index + 1}": accuracy.overall
+            accuracy_name(index): accuracy.overall
             for index, accuracy in enumerate(
                 self.measure(network, seen, strategy, memory, self.curve_tasks)
             )
             if accuracy is not None
         }
 
-    def _finish(
+    def finish(
         self, progress: Progress, network: TaskNetwork, strategy: Strategy, seen: int
     ) -> None:
+        """Measure the network that has learned `seen` tasks: the next row of R."""
         progress.rows.append(self.measure(network, seen, strategy, progress.memory))
         progress.learned = seen
         progress.training = TrainingState()

@@ -10,13 +10,36 @@ from torch.nn import functional as F
 
 from permafrost.errors import NotFiniteError
 from permafrost.models import measuring
-from permafrost.strategies.base import Guard, Lesson, Memory, Phase, Strategy
+from permafrost.strategies.base import Guard, Lesson, Memory, Phase, Strategy, strategy
 from permafrost.strategies.old_heads import old_logits
 from permafrost.training import Batch
 
 TEACHER = "teacher"
 
 
+@torch.no_grad()
+def teacher_memory(lesson: Lesson) -> Memory:
+    """Record what the network that has just learned a task answers to the next task's images.
+
+    Raises
+    ------
+    NotFiniteError
+        If an answer is not finite.
+    """
+    network, learned = lesson.network, lesson.learned + 1
+    body = lesson.view(0)[:-1]
+    with measuring(network):
+        answers = [
+            old_logits(network, lesson.head, learned, body(images))
+            for images, _ in lesson.batches(learned).ordered(256)
+        ]
+    teacher = torch.cat(answers).cpu()
+    if not torch.isfinite(teacher).all():
+        raise NotFiniteError("the old network's answers are not finite")
+    return {TEACHER: teacher}
+
+
+@strategy("lwf")
 @dataclass(frozen=True)
 class Lwf(Strategy):
     """Keep the answers that the old network gave to the new task's images.
@@ -37,8 +60,7 @@ class Lwf(Strategy):
     weight: float = 1.0
     temperature: float = 2.0
 
-    name: ClassVar[str] = "lwf"
-    knowledge: ClassVar[str | None] = "teacher"
+    knowledge = teacher_memory
     hyper: ClassVar[dict[str, tuple[float, float]]] = {
         "weight": (0, 1e6),
         "temperature": (0.01, 1e3),
@@ -80,25 +102,3 @@ def distillation(logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     # In the teacher's type: autocast leaves short logits short here.
     answers = (logits.to(teacher.dtype) / temperature).log_softmax(dim=-1)
     return -(targets * answers).sum(dim=(1, 2)).mean()
-
-
-@torch.no_grad()
-def teacher_memory(lesson: Lesson) -> Memory:
-    """Record what the network that has just learned a task answers to the next task's images.
-
-    Raises
-    ------
-    NotFiniteError
-        If an answer is not finite.
-    """
-    network, learned = lesson.network, lesson.learned + 1
-    body = lesson.view(0)[:-1]
-    with measuring(network):
-        answers = [
-            old_logits(network, lesson.head, learned, body(images))
-            for images, _ in lesson.batches(learned).ordered(256)
-        ]
-    teacher = torch.cat(answers).cpu()
-    if not torch.isfinite(teacher).all():
-        raise NotFiniteError("the old network's answers are not finite")
-    return {TEACHER: teacher}

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from permafrost.freezing import frozen_weights, plain_copy
 from permafrost.models import Head, TaskNetwork
-from permafrost.strategies.base import Guard, Lesson, Memory, Phase, Strategy
+from permafrost.strategies.base import Guard, Lesson, Memory, Phase, Strategy, strategy
 from permafrost.training import part_of
 
 # Which task a weight belongs to: its number from 1, or 0 while it is free.
@@ -20,6 +20,7 @@ LEARNED = "learned"
 RETRAIN = "retrain"
 
 
+@strategy("packnet")
 @dataclass(frozen=True)
 class PackNet(Strategy):
     """Prune the weights of the task learned last, retrain the rest, give the next task the pruned.
@@ -41,8 +42,8 @@ class PackNet(Strategy):
 
     prune: float = 0.5
 
-    name: ClassVar[str] = "packnet"
     hyper: ClassVar[dict[str, tuple[float, float]]] = {"prune": (0, 1)}
+    heads: ClassVar[tuple[Head, ...]] = ("shared", "multi")
     remark: ClassVar[str] = "needs the task's identity"
 
     def phases(self, lesson: Lesson) -> list[Phase]:

@@ -11,11 +11,27 @@ from torch.nn import functional as F
 
 from permafrost.data import Batches, LabeledImages
 from permafrost.seeding import generator
-from permafrost.strategies.base import Guard, Lesson, Memory, Phase, Strategy
+from permafrost.strategies.base import Guard, Lesson, Memory, Phase, Strategy, strategy
 from permafrost.strategies.old_heads import head_logits
 from permafrost.training import Batch
 
 
+def buffer_memory(lesson: Lesson) -> Memory:
+    """Draw the images that the buffer holds of the task that was just learned."""
+    task = lesson.learned
+    train = lesson.sequence.tasks[task].train
+    order = torch.randperm(len(train), generator=generator(lesson.seed, "buffer", task))
+    labels = train.labels[order]
+    # The classes take turns: by how many images of its own class come before each.
+    turn = torch.empty_like(order)
+    for label in labels.unique():
+        mine = labels == label
+        turn[mine] = torch.arange(int(mine.sum()))
+    chosen = order[turn.sort(stable=True).indices[: lesson.keep.buffer_images]]
+    return {f"{task}/images": train.images[chosen], f"{task}/labels": train.labels[chosen]}
+
+
+@strategy("replay")
 @dataclass(frozen=True)
 class Replay(Strategy):
     """Add to each step as many images of the earlier tasks, drawn from a small buffer.
@@ -25,8 +41,7 @@ class Replay(Strategy):
     each class as far as they divide.
     """
 
-    name: ClassVar[str] = "replay"
-    knowledge: ClassVar[str | None] = "buffer"
+    knowledge = buffer_memory
     remark: ClassVar[str] = "keeps old images"
 
     def while_learning(self, lesson: Lesson, phase: Phase) -> AbstractContextManager[Guard]:
@@ -67,21 +82,6 @@ class Replay(Strategy):
         if lesson.is_last:
             return lesson.memory
         return lesson.memory | buffer_memory(lesson)
-
-
-def buffer_memory(lesson: Lesson) -> Memory:
-    """Draw the images that the buffer holds of the task that was just learned."""
-    task = lesson.learned
-    train = lesson.sequence.tasks[task].train
-    order = torch.randperm(len(train), generator=generator(lesson.seed, "buffer", task))
-    labels = train.labels[order]
-    # The classes take turns: by how many images of its own class come before each.
-    turn = torch.empty_like(order)
-    for label in labels.unique():
-        mine = labels == label
-        turn[mine] = torch.arange(int(mine.sum()))
-    chosen = order[turn.sort(stable=True).indices[: lesson.keep.buffer_images]]
-    return {f"{task}/images": train.images[chosen], f"{task}/labels": train.labels[chosen]}
 
 
 def _buffer(memory: Memory, task: int) -> LabeledImages:

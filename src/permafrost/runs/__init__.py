@@ -1,0 +1,1 @@
+"""Floor 4, runs: a training as a value, how it is done, and what is derived of its record."""

@@ -1,0 +1,43 @@
+"""What the code that a run can reach is: a part of the run's key."""
+
+import sys
+from collections.abc import Iterable
+from functools import cache
+from typing import Any
+
+from permafrost.registry import custom_sources, distribution
+from permafrost.source import PACKAGE_SOURCES, foreign, reach_digest, reached
+
+# Known to every run by its version.
+_EVERYWHERE = {"torch", *sys.stdlib_module_names}
+
+
+@cache
+def _sources() -> dict[str, str]:
+    return PACKAGE_SOURCES | custom_sources()
+
+
+def code_identity(roots: Iterable[str]) -> dict[str, Any]:
+    """Return what changes whenever the code that a run can reach does.
+
+    Parameters
+    ----------
+    roots : iterable of str
+        The modules that it starts from: those that do it, and those of the things that it names.
+
+    Returns
+    -------
+    dict
+        ``code``, a hash of what is reached in this package and in ``custom``, without docstrings
+        and comments; ``distributions``, names and versions of those that a user's own code is, or
+        imports.
+    """
+    roots, sources = sorted(set(roots)), _sources()
+    own = {module for module in reached(roots, sources) if module.startswith("custom")}
+    outside = {root.partition(".")[0] for root in roots} - {"custom", "permafrost"}
+    outside |= foreign(own, sources) - _EVERYWHERE
+    found = {distribution(package) for package in outside}
+    return {
+        "code": reach_digest(roots, sources),
+        "distributions": sorted(name for name in found if name),
+    }

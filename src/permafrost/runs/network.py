@@ -1,0 +1,17 @@
+"""The network that a run trains."""
+
+from permafrost.data import TaskSequence
+from permafrost.models import TaskNetwork, build_network
+from permafrost.runs.spec import Settings
+
+
+def new_network(settings: Settings, tasks: TaskSequence, seed: int) -> TaskNetwork:
+    """Build the untrained network of a seed."""
+    return build_network(
+        settings.arch,
+        width=settings.width,
+        batch_norm=settings.batch_norm,
+        classes_per_task=len(tasks.tasks[0].classes),
+        tasks=len(tasks.tasks),
+        seed=seed,
+    )

@@ -1,0 +1,49 @@
+"""What a run ends with: raw facts and weights."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from permafrost.strategies.learner import Progress
+
+OnEpoch = Callable[[Progress], None]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a training ends with.
+
+    Attributes
+    ----------
+    facts : dict
+        What was measured, as JSON holds it; nothing that follows from it.
+    weights : dict of str to Tensor
+        Of the network.
+    seconds : float
+        How long the epochs took, through all interruptions.
+    kept : dict of str to Tensor
+        What else is kept.
+    """
+
+    facts: dict[str, Any]
+    weights: dict[str, Tensor]
+    seconds: float
+    kept: dict[str, Tensor] = field(default_factory=dict)
+
+
+def accuracy_facts(progress: Progress) -> dict[str, Any]:
+    """Return the accuracy matrix by class as counts of images, and the curves.
+
+    ``R`` has a row for each number of tasks learned, None where there is none, of entries for each
+    task: None, or ``correct`` and ``count``, a number for each class.
+    """
+    return {"R": [row_facts(row) for row in progress.rows], "history": progress.history}
+
+
+def row_facts(row: Any) -> Any:
+    """Return a row of accuracies as JSON holds it."""
+    if row is None:
+        return None
+    return [None if e is None else {"correct": [*e.correct], "count": [*e.count]} for e in row]

@@ -1,0 +1,78 @@
+"""What a run is, as a value: it can be compared, hashed, pickled and sent."""
+
+from dataclasses import dataclass
+
+from permafrost.evaluation import share
+from permafrost.freezing import BatchNormFreeze
+from permafrost.models import Head
+from permafrost.strategies.base import Keep
+from permafrost.training import TrainingConfig
+
+
+@dataclass(frozen=True)
+class CellSpec:
+    """One cell of the comparison.
+
+    Attributes
+    ----------
+    strategy : str
+        A name in ``STRATEGIES``, or ``module:Class``.
+    seed : int
+        One of ``seeds``.
+    head : {"shared", "multi", "expanding"}
+        How the network answers.
+    metric : str or None
+        What ranks the filters; strategies that freeze ranked filters only.
+    pct : float or None
+        Share of every layer's free filters that is frozen, 0..1; the same strategies.
+    hyper : tuple of (str, float)
+        The strategy's other hyperparameters by name. ``joint`` has ``passes``: its epochs as a
+        multiple of one task's.
+    """
+
+    strategy: str
+    seed: int
+    head: Head
+    metric: str | None = None
+    pct: float | None = None
+    hyper: tuple[tuple[str, float], ...] = ()
+
+    @property
+    def name(self) -> str:
+        """Return a short name for people."""
+        parts = [self.strategy, self.metric, None if self.pct is None else share(self.pct)]
+        parts += [f"{name} {value:g}" for name, value in self.hyper]
+        return " ".join(part for part in [*parts, self.head, f"seed {self.seed}"] if part)
+
+    @property
+    def hyperparameters(self) -> dict[str, float]:
+        """Return ``hyper`` as a dict."""
+        return dict(self.hyper)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How every run of an experiment is done.
+
+    Attributes
+    ----------
+    arch : str
+        Of the network, a name in ``ARCHITECTURES``.
+    width : float
+        Factor on its filters.
+    batch_norm : bool
+        Whether it has BatchNorms.
+    train : TrainingConfig
+        How a task is trained.
+    keep : Keep
+        How much methods keep of each task.
+    freeze_batch_norm : {"full", "affine", "none"}
+        What is frozen of a frozen filter's BatchNorm.
+    """
+
+    arch: str
+    width: float
+    batch_norm: bool
+    train: TrainingConfig
+    keep: Keep
+    freeze_batch_norm: BatchNormFreeze

@@ -1,0 +1,67 @@
+"""Which filters to freeze: the first share of a ranking, made anew before each task."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from permafrost.freezing import FilterMasks
+from permafrost.ranking import count_frozen
+from permafrost.strategies.base import Lesson
+from permafrost.strategies.reranking import ExplainConfig, rank_network
+
+
+@dataclass(frozen=True)
+class RankedMasks:
+    """Freeze the first share of each layer's filters that are still free.
+
+    Attributes
+    ----------
+    criterion : str
+        What ranks the filters, on the training images of the task learned last.
+    pct : float
+        Share of the free filters, 0..1, rounded as :func:`count_frozen` does.
+    explain : ExplainConfig
+        How the network is explained.
+    first : mapping of str to Tensor, or None
+        What is frozen before the second task, if that is known already.
+    """
+
+    criterion: str
+    pct: float
+    explain: ExplainConfig
+    first: FilterMasks | None = None
+
+    def __call__(self, lesson: Lesson, frozen: FilterMasks) -> FilterMasks:
+        """Return the masks; those of filters that are frozen already stay set."""
+        if self.first is not None and lesson.learned == 1:
+            return self.first
+        orders = self._orders(lesson)
+        return {
+            name: _grown(
+                order, frozen.get(name, torch.zeros(len(order), dtype=torch.bool)), self.pct
+            )
+            for name, order in orders.items()
+        }
+
+    def _orders(self, lesson: Lesson) -> dict[str, Tensor]:
+        # The task's own logits, which an expanding head has among others.
+        own = "multi" if lesson.head == "expanding" else lesson.head
+        task = lesson.learned - 1
+        return rank_network(
+            lesson.network.view(own, task, lesson.learned),
+            lesson.batches(task),
+            len(lesson.sequence.tasks[task].classes),
+            lesson.sequence.normalization,
+            self.criterion,
+            self.explain,
+            lesson.seed,
+        )
+
+
+def _grown(order: Tensor, frozen: Tensor, pct: float) -> Tensor:
+    """Add to the frozen filters the first share of the free ones, in the ranking's order."""
+    free = order[~frozen[order]]
+    mask = frozen.clone()
+    mask[free[: count_frozen(pct, len(free))]] = True
+    return mask
