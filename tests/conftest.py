@@ -158,12 +158,16 @@ def same_bits():
 
 @pytest.fixture
 def half_masks():
-    """Return a source of masks that freeze every other filter of each layer."""
+    """Return a source of masks that freeze every other filter of each layer.
 
-    def choose(lesson, frozen):
+    It takes a network too, in the place of a lesson.
+    """
+
+    def choose(lesson, frozen=None):
+        network = getattr(lesson, "network", lesson)
         return {
             name: torch.arange(layer.out_channels) % 2 == 0
-            for name, layer in lesson.network.named_modules()
+            for name, layer in network.named_modules()
             if isinstance(layer, torch.nn.Conv2d)
         }
 

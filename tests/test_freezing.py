@@ -295,7 +295,7 @@ def learn(make_network, sequence, strategy):
 def test_pct_zero_is_fine_tuning_bit_for_bit(make_network, make_sequence, same_bits, mode):
     sequence = make_sequence()
     plain, expected = learn(make_network, sequence, Finetune("shared"))
-    none = Freeze("shared", lambda network, learned: full_masks(network, False), mode)
+    none = Freeze("shared", lambda lesson, frozen: full_masks(lesson.network, False), mode)
     frozen, progress = learn(make_network, sequence, none)
     assert same_bits(plain, frozen)
     assert progress.history == expected.history
@@ -306,7 +306,7 @@ def test_pct_zero_is_fine_tuning_bit_for_bit(make_network, make_sequence, same_b
 def wholly_frozen(make_network, make_sequence):
     """Return the states before and after a training in which every filter is frozen."""
     before = make_network().state_dict()
-    everything = Freeze("shared", lambda network, learned: full_masks(network, True))
+    everything = Freeze("shared", lambda lesson, frozen: full_masks(lesson.network, True))
     after, _ = learn(make_network, make_sequence(), everything)
     return before, after
 

@@ -115,7 +115,7 @@ def learn(start, half_masks, make_sequence):
             return loss, logits, labels
 
         generator = torch.Generator().manual_seed(0)
-        with frozen_filters(view, half_masks(view, 1)):
+        with frozen_filters(view, half_masks(view)):
             rows = fit(view, batches, config, generator=generator, objective=objective, **options)
             for parameter in view.parameters():
                 assert parameter.dtype == parameter.grad.dtype == torch.float32
@@ -126,7 +126,7 @@ def learn(start, half_masks, make_sequence):
 
 def test_frozen_filters_keep_their_bits_in_bfloat16(start, learn, half_masks):
     before, (after, _, _), norms = start.state_dict(), learn(CONFIG), batch_norm_after(start)
-    for conv, frozen in half_masks(start, 1).items():
+    for conv, frozen in half_masks(start).items():
         names = [f"{layer}.{part}" for layer in (conv, norms[conv]) for part in ("weight", "bias")]
         for name in [*names, f"{norms[conv]}.running_mean", f"{norms[conv]}.running_var"]:
             assert after[name].dtype == torch.float32

@@ -21,23 +21,24 @@ from permafrost.strategies import (
     LinearProbe,
     Lwf,
     Progress,
+    joint,
     learner,
     reranking,
 )
 from permafrost.strategies.joint import union
+from permafrost.strategies.ranked import RankedMasks
 from permafrost.training import Batch, TrainingConfig
 
 CPU = torch.device("cpu")
 HEADS = ["shared", "multi", "expanding"]
-# PackNet needs to know an image's task.
-MODES = [(n, h) for n in STRATEGIES for h in HEADS if (n, h) != ("packnet", "expanding")]
+MODES = [(n, h) for n, made in STRATEGIES.items() for h in HEADS if h in made.heads]
 
 
 @pytest.fixture
 def run(make_network, make_sequence, learn_first, keep):
     """Return a function that learns three tasks, from an untrained network on.
 
-    The first is learned by the strategy too, unless ``plain_first``.
+    All by the strategy, or with ``plain_first`` the first one apart; or ``learn`` of them only.
     """
 
     def run(
@@ -48,6 +49,7 @@ def run(make_network, make_sequence, learn_first, keep):
         epochs=1,
         plain_first=False,
         sequence=None,
+        learn=None,
         **options,
     ):
         network = make_network(tasks=tasks, width=width)
@@ -61,11 +63,10 @@ def run(make_network, make_sequence, learn_first, keep):
             progress.memory = learn_first(network, sequence, config, strategy)
             progress.learned = 1
             progress.rows.append(learner.measure(network, 1))
-        if not isinstance(strategy, Joint):
-            while progress.learned < tasks:
-                learner.learn_task(network, strategy, progress)
-        else:
-            learner.learn_jointly(network, strategy, progress)
+        if learn is None:
+            strategy.learn(learner, network, progress)
+        for _ in range(learn or 0):
+            learner.learn_task(network, strategy, progress)
         return network, progress
 
     return run
@@ -75,7 +76,7 @@ def test_every_strategy_is_tested(make_strategy):
     for name, strategy in STRATEGIES.items():
         built = make_strategy(name, "multi")
         assert type(built) is strategy
-        assert (built.name, built.head) == (name, "multi")
+        assert built.head == "multi"
 
 
 # The trainings by which a task is learned, where it is not one; epochs as a multiple of a task's.
@@ -213,14 +214,15 @@ def test_every_seed_and_every_task_has_an_order_of_its_own(
         states.append(tuple(generator.get_state().tolist()))
         return []
 
-    monkeypatch.setattr(learner, "fit", fit)
+    for module in (learner, joint):
+        monkeypatch.setattr(module, "fit", fit)
 
     def ask(seed):
         course = Learner(make_sequence(), TrainingConfig(), head="multi", seed=seed, device=CPU)
         progress = Progress(0, [])
         course.learn_task(make_network(), Finetune("multi"), progress)
         course.learn_task(make_network(), Freeze("multi", half_masks), progress)
-        course.learn_jointly(make_network(), Joint("multi"), Progress(0, []))
+        Joint("multi").learn(course, make_network(), Progress(0, []))
 
     ask(0)
     ask(1)
@@ -230,13 +232,15 @@ def test_every_seed_and_every_task_has_an_order_of_its_own(
 
 
 @pytest.mark.parametrize("head", HEADS)
-def test_linear_probe_leaves_every_feature_alone(run, make_network, head):
-    before = make_network(tasks=3)
+def test_linear_probe_leaves_every_feature_alone(run, head):
+    """Once the first task is learned, plainly."""
+    first, _ = run(Finetune(head), lr=0.1, learn=1)
     network, _ = run(LinearProbe(head), lr=0.1)
-    for name, value in before.features.state_dict().items():
+    for name, value in first.features.state_dict().items():
         if not name.endswith("num_batches_tracked"):
             assert torch.equal(value, network.features.state_dict()[name]), name
-    assert not torch.equal(before.heads[0].weight, network.heads[0].weight)
+    last = 0 if head == "shared" else 2
+    assert not torch.equal(first.heads[last].weight, network.heads[last].weight)
 
 
 @pytest.mark.parametrize("name", ["packnet", "critical_layer", "fragile_layer"])
@@ -256,34 +260,68 @@ def test_every_phase_has_an_order_of_its_own(run, make_strategy, monkeypatch, na
     assert states == [first, *learned]
 
 
-def test_freeze_asks_for_masks_before_every_further_task(run, half_masks):
-    asked, before = [], []
+def test_frozen_filters_are_never_released(run, half_masks):
+    """Each further task is asked for more, and told what is frozen already."""
+    asked, states, known = [], [], []
 
-    def masks(network, learned):
-        asked.append(learned)
-        before.append(copy.deepcopy(network.state_dict()))
-        # Another half each time: what was frozen may move again.
-        return {name: mask ^ (learned == 2) for name, mask in half_masks(network, 0).items()}
+    def masks(lesson, frozen):
+        asked.append(lesson.learned)
+        known.append({name: mask.clone() for name, mask in frozen.items()})
+        states.append(copy.deepcopy(lesson.network.state_dict()))
+        # Another half each time: all filters in the end.
+        half = half_masks(lesson, frozen)
+        return {name: mask ^ (lesson.learned == 2) for name, mask in half.items()}
 
-    network, _ = run(Freeze("shared", masks))
-    assert asked == [0, 1, 2]  # `run` learns the first task with the strategy too
-    first, second, last = before[1], before[2], network.state_dict()
-    for name, mask in half_masks(network, 0).items():
+    network, progress = run(Freeze("shared", masks))
+    assert asked == [1, 2]  # the first task is learned plainly
+    half = half_masks(network)
+    assert known[0] == {}
+    assert all(torch.equal(known[1][name], mask) for name, mask in half.items())
+    first, second, last = *states, network.state_dict()
+    for name, mask in half.items():
         for part in ("weight", "bias"):
             one, two, three = (state[f"{name}.{part}"] for state in (first, second, last))
             assert torch.equal(one[mask], two[mask])
-            assert torch.equal(two[~mask], three[~mask])
             assert not torch.equal(one[~mask], two[~mask])
-            assert not torch.equal(two[mask], three[mask])
+            assert torch.equal(two, three)
+        assert Freeze("shared", masks).frozen(network, progress.memory)[name].all()
+
+
+@pytest.mark.parametrize(("pct", "left"), [(0.5, [4, 2, 1]), (1.0, [0, 0, 0]), (0.0, [8, 8, 8])])
+def test_a_share_of_the_free_filters_joins_the_frozen_ones(make_network, make_sequence, pct, left):
+    """Down to layers without a live filter."""
+    network, sequence = make_network(tasks=4, width=0.125), make_sequence(tasks=4)
+    config = reranking.ExplainConfig()
+    strategy = Freeze("shared", RankedMasks("magnitude", pct, config))
+    course = Learner(sequence, TrainingConfig(epochs=1), head="shared", seed=0, device=CPU)
+    progress, found, frozen = Progress(0, [course.measure(network, 0)]), [], {}
+    course.learn_task(network, strategy, progress)
+    for _ in left:
+        course.learn_task(network, strategy, progress)
+        masks = strategy.frozen(network, progress.memory)
+        assert all(masks[name][mask].all() for name, mask in frozen.items())
+        found.append(int((~masks["features.0"]).sum()))
+        frozen = masks
+    assert found == left
+    assert progress.rows[-1][-1] is not None
 
 
 @pytest.mark.parametrize(("mode", "moves"), [("full", False), ("affine", False), ("none", True)])
-def test_freeze_hands_its_batch_norm_mode_on(run, make_network, half_masks, mode, moves):
-    before = make_network(tasks=3).features[1]
-    network, _ = run(Freeze("shared", half_masks, mode))
-    after = network.features[1]
+def test_freeze_hands_its_batch_norm_mode_on(run, half_masks, mode, moves):
+    before = run(Finetune("shared"), learn=1)[0].features[1]
+    after = run(Freeze("shared", half_masks, mode))[0].features[1]
     assert (before.weight[0] != after.weight[0]).item() == moves
     assert (before.running_mean[0] != after.running_mean[0]).item() == (mode != "full")
+
+
+@pytest.mark.parametrize(("name", "head"), MODES)
+def test_a_strategy_learns_from_the_first_task_on(run, make_strategy, name, head):
+    """What comes out is what goes on from a first task that was learned plainly."""
+    network, progress = run(make_strategy(name, head))
+    other, expected = run(make_strategy(name, head), plain_first=True)
+    assert progress.rows[1:] == expected.rows[1:]
+    for entry, value in network.state_dict().items():
+        assert torch.equal(value, other.state_dict()[entry]), entry
 
 
 def test_union_numbers_the_classes_through(make_sequence):
@@ -376,7 +414,7 @@ def test_reranking_orders_every_layer(make_network, make_sequence, half_masks):
 
     for criterion in ("mse", "magnitude"):
         orders = rank(criterion)
-        assert list(orders) == list(half_masks(network.view("shared", 0, 1), 0))
+        assert list(orders) == list(half_masks(network.view("shared", 0, 1)))
         for name, order in orders.items():
             filters = network.view("shared", 0, 1).get_submodule(name).out_channels
             assert order.sort().values.tolist() == list(range(filters))

@@ -2,6 +2,7 @@
 
 import difflib
 import reprlib
+from collections.abc import Iterable
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -197,9 +198,11 @@ Grid = Annotated[list[dict[str, Number]], Field(min_length=1, max_length=1000)]
 
 def _grids(grids: dict[str, Any]) -> dict[str, Any]:
     for name, grid in grids.items():
+        if name not in STRATEGIES and not _is_own(name):
+            raise ValueError(f"{_shown_key(name)}: unknown method; {_advise(name, STRATEGIES)}")
         bounds = _strategy_of(name).hyper
         if not bounds:
-            raise ValueError(f"{_shown(name)} has no hyperparameters; leave it out")
+            raise ValueError(f"{name}: has no hyperparameters; leave it out")
         for entry in grid:
             if entry.keys() != bounds.keys():
                 raise ValueError(f"{name}: {_shown(entry)} must name exactly {', '.join(bounds)}")
@@ -207,6 +210,10 @@ def _grids(grids: dict[str, Any]) -> dict[str, Any]:
                 if not low <= entry[key] <= high:
                     raise ValueError(f"{name}: {key} must lie in {low:g}..{high:g}")
     return grids
+
+
+def _default_grids() -> dict[str, list[dict[str, float]]]:
+    return {name: [made.defaults()] for name, made in STRATEGIES.items() if made.hyper}
 
 
 # What is tried for each method; a single entry is taken as it is, none is the method's default.
@@ -249,7 +256,7 @@ class Params(_Section):
     rank: Rank = Rank()
     freeze: Freeze = Freeze()
     consolidate: Consolidate = Consolidate()
-    tune: Tune = {}
+    tune: Tune = Field(default_factory=_default_grids)
     sweep: Sweep = Sweep()
     runtime: Runtime = Runtime()
 
@@ -312,7 +319,7 @@ class Params(_Section):
         return self
 
 
-_SECTIONS = {name for name, section in Params() if isinstance(section, _Section)}
+_SECTIONS = {name for name, section in Params() if isinstance(section, _Section)} | {"tune"}
 
 
 def load_params(path: Path) -> Params:
@@ -382,8 +389,12 @@ def _suggest(location: tuple[int | str, ...]) -> str:
     section: Any = Params
     for part in location[:-1]:
         section = section.model_fields[part].annotation
-    known = list(section.model_fields)
-    close = difflib.get_close_matches(str(location[-1]), known, n=1)
+    return _advise(str(location[-1]), section.model_fields)
+
+
+def _advise(name: str, known: Iterable[str]) -> str:
+    known = list(known)
+    close = difflib.get_close_matches(name, known, n=1)
     return f"did you mean {close[0]}?" if close else f"allowed: {', '.join(known)}"
 
 

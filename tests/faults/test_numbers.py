@@ -39,9 +39,7 @@ from permafrost.ranking import (
 from permafrost.stages import cell_pool
 from permafrost.strategies import (
     INTEGRAL,
-    KNOWLEDGE,
     STRATEGIES,
-    Joint,
     Learner,
     Lesson,
     PackNet,
@@ -79,13 +77,11 @@ def learn(make_strategy, learn_first, keep):
         strategy = make_strategy(name, head, masks) if masks else make_strategy(name, head)
         learner = Learner(sequence, config, head=head, seed=0, device=CPU, keep=keep)
         progress = Progress(0, [learner.measure(network, 0)])
-        if isinstance(strategy, Joint):
-            learner.learn_jointly(network, strategy, progress)
-            return progress
-        progress.memory = learn_first(network, sequence, first, strategy)
-        progress.rows.append(learner.measure(network, 1))
-        progress.learned = 1
-        learner.learn_task(network, strategy, progress)
+        if strategy.continues:
+            progress.memory = learn_first(network, sequence, first, strategy)
+            progress.rows.append(learner.measure(network, 1))
+            progress.learned = 1
+        strategy.learn(learner, network, progress)
         return progress
 
     return run
@@ -236,7 +232,7 @@ def test_what_a_strategy_keeps_is_finite(
                     make_network(batch_norm=False).state_dict(),
                 )  # fmt: skip
                 with refused(NotFiniteError, "importance of features|answers are not finite"):
-                    KNOWLEDGE[STRATEGIES[name].knowledge](lesson)
+                    STRATEGIES[name].knowledge(lesson)
         for name in ("critical_layer", "fragile_layer"):
             with fault.trial(name):
                 network, sequence = make_network(), make_sequence()
@@ -315,7 +311,8 @@ def test_no_map_picture_or_ranking_is_made_of_nan(tally, rounds, make_network, b
 
 
 def masks_of(pct):
-    def choose(network, learned):
+    def choose(lesson, frozen=None):
+        network = getattr(lesson, "network", lesson)
         return {
             name: frozen_mask(torch.arange(layer.out_channels).flip(0), pct)
             for name, layer in conv_layers(network).items()
@@ -373,7 +370,7 @@ def test_shares_of_frozen_filters(tally, rounds, make_network, make_sequence, le
                 config = replace(MILD, optimizer=optimizer, precision=precision, weight_decay=0.1)
                 masks = masks_of(pct)
                 learn(network, make_sequence(), name, config, first=first, masks=masks)
-                for layer, mask in masks(network, 1).items():
+                for layer, mask in masks(network).items():
                     kept, now = before[f"{layer}.weight"], network.state_dict()[f"{layer}.weight"]
                     assert torch.equal(kept[mask], now[mask])
                     live = [
@@ -452,7 +449,7 @@ def test_dead_filters_can_be_frozen(tally, make_network, batches, batch_norm):
                 network = make_network()
                 for layer in conv_layers(network).values():
                     layer.weight.data[::2] = 0
-                masks = masks_of(0.0)(network, 1)
+                masks = masks_of(0.0)(network)
                 for mask in masks.values():
                     mask[::2] = True
                 with frozen_filters(network, masks, batch_norm):
@@ -630,7 +627,7 @@ def test_sizes_of_data_sets_and_batches(tally, rounds, view, make_sequence, half
                         seen.append(len(batch.labels))
                         return cross_entropy(model, batch)
 
-                    masks = half_masks(model, 1) if frozen else {}
+                    masks = half_masks(model) if frozen else {}
                     config = replace(MILD, batch_size=size, precision=precision)
                     with frozen_filters(model, masks):
                         train(model, Batches(data, FLAT, CPU), config, objective=objective)
