@@ -4,22 +4,24 @@ import difflib
 import reprlib
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from ruamel.yaml import YAML
 
 from permafrost.data import DATASETS
-from permafrost.data.datasets import printable
-from permafrost.errors import InputError
+from permafrost.errors import InputError, printable
 from permafrost.explain import SALIENCY_METHODS
 from permafrost.models import ARCHITECTURES, HEADS
 from permafrost.ranking import AGGREGATES, check_criterion, known_criteria
+from permafrost.registry import Registry
 from permafrost.strategies import STRATEGIES, Strategy
 
 # The profiles have 3000. The parser takes seconds for much more.
 MAX_BYTES = 100_000
 MAX_NAME = 200
+
+T = TypeVar("T")
 
 
 def _shown(value: object) -> str:
@@ -51,14 +53,24 @@ def _criterion(name: str) -> str:
     return name
 
 
-def _strategy_of(name: str) -> type[Strategy]:
-    if name not in STRATEGIES and not _is_own(name):
-        known = ", ".join(STRATEGIES)
-        raise ValueError(f"{_shown(name)} is unknown; allowed: {known}, or module:Class")
+def _find(registry: Registry[T], name: str, form: str) -> T:
+    """Return the thing that a parameter names; a user's own has the form that is shown."""
+    if name not in registry and not _is_own(name):
+        known = ", ".join(registry)
+        raise ValueError(f"{_shown(name)} is unknown; allowed: {known}, or {form}")
     try:
-        return STRATEGIES.find(name)
+        return registry.find(name)
     except InputError as error:
         raise ValueError(str(error)) from error
+
+
+def _dataset(name: str) -> str:
+    _find(DATASETS, name, "module:function")
+    return name
+
+
+def _strategy_of(name: str) -> type[Strategy]:
+    return _find(STRATEGIES, name, "module:Class")
 
 
 def _strategy(name: str) -> str:
@@ -106,7 +118,7 @@ class _Section(BaseModel):
 class Split(_Section):
     """Which images and classes make up the tasks."""
 
-    dataset: Annotated[str, _one_of(*DATASETS)] = "digits"
+    dataset: Annotated[str, AfterValidator(_dataset)] = "digits"
     root: Annotated[str, AfterValidator(_path)] | None = None
     image_size: int = Field(32, ge=32, le=512)
     classes_per_task: int = Field(5, ge=2, le=1000)
@@ -117,7 +129,7 @@ class Split(_Section):
 
     @model_validator(mode="after")
     def _root_is_given(self) -> "Split":
-        if self.dataset != "digits" and self.root is None:
+        if self.root is None and DATASETS.find(self.dataset).needs_root:
             raise ValueError(
                 f"root: dataset {self.dataset!r} needs the folder where its images lie"
             )

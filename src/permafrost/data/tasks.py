@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from permafrost.data.datasets import ImageDataset, LabeledImages
+from permafrost.data.images import ImageDataset, LabeledImages
 from permafrost.errors import InputError
 
 Selection = Literal["first", "random"]
