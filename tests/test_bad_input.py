@@ -67,7 +67,8 @@ def test_missing_params_file(project: Project) -> None:
 
 
 def test_unknown_profile(project: Project) -> None:
-    assert "demo, methods, paper, photos, tables" in refusal("profile", "papers")
+    known = "demo, methods, paper, photos, sequence, split-digits, tables"
+    assert known in refusal("profile", "papers")
 
 
 def test_edited_parameters_are_not_overwritten(project: Project) -> None:

@@ -2,6 +2,7 @@
 
 import difflib
 import reprlib
+from collections import Counter
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -115,17 +116,40 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
+ClassList = Annotated[list[str], Field(min_length=2, max_length=1000)]
+
+
 class Split(_Section):
-    """Which images and classes make up the tasks."""
+    """Which images and classes make up the tasks.
+
+    ``classes`` lists the names of each task's classes; where it does, ``classes_per_task``,
+    ``tasks`` and ``selection`` are not read.
+    """
 
     dataset: Annotated[str, AfterValidator(_dataset)] = "digits"
     root: Annotated[str, AfterValidator(_path)] | None = None
     image_size: int = Field(32, ge=32, le=512)
     classes_per_task: int = Field(5, ge=2, le=1000)
     tasks: int = Field(2, ge=2, le=100)
+    classes: Annotated[list[ClassList], Field(min_length=2, max_length=100)] | None = None
     selection: Literal["first", "random"] = "first"
     validation: Number = Field(0.0, ge=0, lt=1)
     test_share: Number = Field(0.25, gt=0, lt=1)
+
+    @property
+    def sizes(self) -> list[int]:
+        """Return how many classes each task has."""
+        if self.classes is None:
+            return [self.classes_per_task] * self.tasks
+        return [len(names) for names in self.classes]
+
+    @model_validator(mode="after")
+    def _classes_stand_once(self) -> "Split":
+        names = [name for task in self.classes or [] for name in task]
+        for name, count in Counter(names).items():
+            if count > 1:
+                raise ValueError(f"classes: {_shown(name)} stands twice; list each class once")
+        return self
 
     @model_validator(mode="after")
     def _root_is_given(self) -> "Split":
@@ -288,6 +312,15 @@ class Params(_Section):
             raise ValueError(
                 f"train.padding: with {self.train.padding} a crop can miss the image; allowed: "
                 f"less than split.image_size, {self.split.image_size}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _heads_fit(self) -> "Params":
+        if len(set(self.split.sizes)) > 1 and "shared" in [self.model.head, *self.sweep.heads]:
+            raise ValueError(
+                "split.classes: tasks of unequal size cannot be answered by one head; allowed for "
+                "model.head and sweep.heads: multi, expanding"
             )
         return self
 
