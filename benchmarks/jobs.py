@@ -25,9 +25,7 @@ _PAIRS = 20  # of a filter's and a class's map are timed one by one
 
 def network(width: float = 1.0, classes: int = CLASSES) -> TaskNetwork:
     """Return a VGG16-BN."""
-    return build_network(
-        "vgg16", width=width, batch_norm=True, classes_per_task=classes, tasks=2, seed=0
-    )
+    return build_network("vgg16", width=width, batch_norm=True, classes=[classes] * 2, seed=0)
 
 
 def random_images(count: int, size: int = SIZE) -> Tensor:

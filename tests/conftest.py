@@ -104,6 +104,11 @@ def make_part(patterns, per_class, generator):
     return LabeledImages(images, labels)
 
 
+def sizes(classes, tasks):
+    """Return how many classes each task has: of one number so many each."""
+    return classes if isinstance(classes, list) else [classes] * tasks
+
+
 @pytest.fixture
 def make_sequence():
     """Return a builder of tasks: every class is a coarse random pattern under noise."""
@@ -111,12 +116,12 @@ def make_sequence():
     def build(tasks=2, classes=2, train=4, test=3, seed=0, validation=0):
         generator = torch.Generator().manual_seed(seed)
         built = []
-        for task in range(tasks):
-            coarse = torch.rand(classes, 3, 4, 4, generator=generator)
+        for task, count in enumerate(sizes(classes, tasks)):
+            coarse = torch.rand(count, 3, 4, 4, generator=generator)
             patterns = (coarse.repeat_interleave(8, 2).repeat_interleave(8, 3) * 195).long()
             built.append(
                 Task(
-                    tuple(f"class {task * classes + index}" for index in range(classes)),
+                    tuple(f"class {index} of task {task}" for index in range(count)),
                     make_part(patterns, train, generator),
                     make_part(patterns, validation, generator),
                     make_part(patterns, test, generator),
@@ -129,15 +134,14 @@ def make_sequence():
 
 @pytest.fixture
 def make_network():
-    """Return a builder of small networks of two classes per task."""
+    """Return a builder of small networks, of two classes per task by default."""
 
     def build(arch="vgg11", width=0.05, batch_norm=True, tasks=2, seed=0, classes=2):
         return build_network(
             arch,
             width=width,
             batch_norm=batch_norm,
-            classes_per_task=classes,
-            tasks=tasks,
+            classes=sizes(classes, tasks),
             seed=seed,
         )
 

@@ -11,7 +11,6 @@ from typer.testing import CliRunner
 
 from permafrost import cli
 from permafrost.cli import app
-from permafrost.data import cifar
 from project import STAGES, Project, command_of
 
 
@@ -68,7 +67,8 @@ def test_missing_params_file(project: Project) -> None:
 
 
 def test_unknown_profile(project: Project) -> None:
-    assert "demo, methods, paper, photos, tables" in refusal("profile", "papers")
+    known = "demo, methods, paper, photos, sequence, split-digits, tables"
+    assert known in refusal("profile", "papers")
 
 
 def test_edited_parameters_are_not_overwritten(project: Project) -> None:
@@ -198,7 +198,7 @@ def test_download_without_network(project: Project, monkeypatch: pytest.MonkeyPa
     def no_network(*_: object, **__: object) -> None:
         raise OSError("Network is unreachable")
 
-    monkeypatch.setattr(cifar, "download_url", no_network)
+    monkeypatch.setattr("torchvision.datasets.utils.download_url", no_network)
     (project.folder / "data").mkdir(exist_ok=True)
     project.change({"split": {"dataset": "cifar100", "root": "data/archives"}})
     line = refusal("check")

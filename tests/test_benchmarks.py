@@ -19,9 +19,7 @@ def small():
     """Return a builder of equal small classifiers, in float64."""
 
     def build():
-        network = build_network(
-            "vgg11", width=0.1, batch_norm=True, classes_per_task=10, tasks=1, seed=0
-        )
+        network = build_network("vgg11", width=0.1, batch_norm=True, classes=[10], seed=0)
         return network.view("shared", 0, 1).double()
 
     return build

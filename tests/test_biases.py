@@ -281,7 +281,7 @@ def draws():
     data = LabeledImages(torch.arange(240).view(5, 3, 4, 4).to(torch.uint8), torch.arange(5))
     batches = Batches(data, Normalization((0.5,) * 3, (0.5,) * 3), torch.device("cpu"))
     epoch = batches.epoch(torch.Generator().manual_seed(0), 5, padding=1, flip=True)
-    built = build_network("vgg11", width=0.02, batch_norm=True, classes_per_task=2, tasks=2, seed=0)
+    built = build_network("vgg11", width=0.02, batch_norm=True, classes=[2, 2], seed=0)
     return {
         "smooth": smooth_fullgrad(model, X.float(), TARGETS),
         "start": start_image(8, (0.5,) * 3, (0.2,) * 3, seed=0),

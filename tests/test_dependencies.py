@@ -21,6 +21,7 @@ PASSED_ON = {
     "machine.py",
     "params.py",
     "processes.py",
+    "registry.py",
     "source.py",
     "tracking",
     "variants.py",

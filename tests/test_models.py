@@ -68,7 +68,7 @@ def test_width_scales_every_layer_and_leaves_at_least_one_filter(make_network, w
 
 def test_unknown_architecture():
     with pytest.raises(InputError, match=r"model\.arch: 'vgg12'.*vgg11, vgg13, vgg16, vgg19"):
-        build_network("vgg12", width=1, batch_norm=True, classes_per_task=2, tasks=2, seed=0)
+        build_network("vgg12", width=1, batch_norm=True, classes=[2, 2], seed=0)
 
 
 def test_weights_depend_on_the_seed_only(make_network, same_bits):
@@ -149,9 +149,30 @@ def test_which_heads_answer(make_network, head, task, seen, answering):
     assert {id(p) for p in view.parameters()} == features | heads
 
 
+def test_heads_have_the_sizes_of_their_tasks(make_network):
+    network = make_network(classes=[3, 5, 2]).eval()
+    images = torch.randn(4, 3, 32, 32)
+    assert network(images).shape == (4, 10)
+    assert [network.view("multi", task, 3)(images).shape[1] for task in range(3)] == [3, 5, 2]
+    assert [network.view("expanding", 0, seen)(images).shape[1] for seen in (1, 2, 3)] == [3, 8, 10]
+
+
+def test_a_shared_head_answers_tasks_of_its_own_size_alone(make_network):
+    network = make_network(classes=[3, 5, 3])
+    assert network.view("shared", 2, 3)[-1] is network.heads[0]
+    with pytest.raises(InputError, match=r"shared answers 3 classes, but task 2 has 5; .*multi"):
+        network.view("shared", 1, 3)
+
+
+def test_a_head_depends_on_no_later_task(make_network, same_bits):
+    one, other = make_network(classes=[2, 4, 3]), make_network(classes=[2, 4, 7])
+    assert same_bits(one.features.state_dict(), other.features.state_dict())
+    assert same_bits(one.heads[:2].state_dict(), other.heads[:2].state_dict())
+
+
 def test_labels_are_offset_under_an_expanding_head_only(make_network):
-    network = make_network(tasks=3, classes=4)
-    assert [network.label_offset("expanding", task) for task in range(3)] == [0, 4, 8]
+    network = make_network(classes=[4, 2, 3])
+    assert [network.label_offset("expanding", task) for task in range(3)] == [0, 4, 6]
     assert [network.label_offset("shared", task) for task in range(3)] == [0, 0, 0]
     assert [network.label_offset("multi", task) for task in range(3)] == [0, 0, 0]
 

@@ -48,7 +48,8 @@ def test_the_defaults_are_valid():
 
 
 def test_there_are_profiles():
-    assert {"demo", "paper", "photos"} <= {path.stem for path in PROFILES}
+    wanted = {"demo", "paper", "photos", "sequence", "split-digits"}
+    assert wanted <= {path.stem for path in PROFILES}
 
 
 @pytest.mark.parametrize("path", PROFILES, ids=lambda path: path.stem)
@@ -81,6 +82,15 @@ def test_the_demo_profile_needs_nothing():
     params = load_params(next(path for path in PROFILES if path.stem == "demo"))
     assert (params.split.dataset, params.split.classes_per_task) == ("digits", 5)
     assert not params.train.flip
+
+
+def test_classes_by_name_decide_the_tasks_and_their_sizes(load):
+    split = load("split: {classes: [[a, b], [c, d]], tasks: 7, selection: random}").split
+    assert split.sizes == [2, 2]
+    unequal = "split: {classes: [[a, b, c], [d, e, f, g, h], [i, j]]}"
+    heads = "model: {head: multi}, sweep: {heads: [expanding]}"
+    assert load(f"{{{unequal}, {heads}}}").split.sizes == [3, 5, 2]
+    assert load("split: {classes_per_task: 4, tasks: 3}").split.sizes == [4, 4, 4]
 
 
 @pytest.mark.parametrize(
@@ -130,6 +140,30 @@ BAD = {
     "batches of one": ("train: {batch_size: 1}", ["train.batch_size:", "or equal to 2"]),
     "width 0": ("model: {width: 0}", ["model.width:", "greater than 0"]),
     "one class": ("split: {classes_per_task: 1}", ["split.classes_per_task:", "or equal to 2"]),
+    "one task of named classes": (
+        "split: {classes: [[a, b]]}",
+        ["split.classes:", "at least 2 items"],
+    ),
+    "one class in a task": (
+        "split: {classes: [[a, b], [c]]}",
+        ["split.classes.1:", "at least 2 items"],
+    ),
+    "a class in two tasks": (
+        "split: {classes: [[a, b], [c, a]]}",
+        ["split.classes:", "'a' stands twice", "once"],
+    ),
+    "a number for a class": (
+        "split: {classes: [[0, 1], [2, 3]]}",
+        ["split.classes.0.0:", "valid string", "not 0"],
+    ),
+    "unequal tasks under the variant's shared head": (
+        "{split: {classes: [[a, b], [c, d, e]]}, sweep: {heads: [multi]}}",
+        ["split.classes:", "unequal", "model.head", "multi, expanding"],
+    ),
+    "unequal tasks under a shared head of the sweep": (
+        "{split: {classes: [[a, b], [c, d, e]]}, model: {head: multi}}",
+        ["split.classes:", "unequal", "sweep.heads", "multi, expanding"],
+    ),
     "one task": ("split: {tasks: 1}", ["split.tasks:", "or equal to 2"]),
     "validation 1": ("split: {validation: 1}", ["split.validation:", "less than 1"]),
     "small images": ("split: {image_size: 31}", ["split.image_size:", "or equal to 32"]),

@@ -325,10 +325,10 @@ def test_a_strategy_learns_from_the_first_task_on(run, make_strategy, name, head
 
 
 def test_union_numbers_the_classes_through(make_sequence):
-    tasks = make_sequence(tasks=3).tasks
+    tasks = make_sequence(classes=[1, 3, 2]).tasks
     whole = union(tasks)
     assert whole.labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4 + [3] * 4 + [4] * 4 + [5] * 4
-    assert torch.equal(whole.images[8:16], tasks[1].train.images)
+    assert torch.equal(whole.images[4:16], tasks[1].train.images)
 
 
 def as_batch(images, labels):
@@ -342,7 +342,7 @@ def test_joint_answers_each_image_by_its_own_head():
 
     def answer(head, outputs):
         """Let a classifier that knows the logits answer."""
-        objective = Joint(head).objective(2)
+        objective = Joint(head).objective([2, 2, 2])
         loss, chosen, own = objective(lambda images: images, as_batch(outputs, labels))
         assert torch.equal(loss, F.cross_entropy(chosen, own))
         return chosen, own
@@ -360,24 +360,27 @@ def test_joint_answers_each_image_by_its_own_head():
     assert folded.tolist() == [1, 0, 1, 0, 1, 0, 0]
 
 
-def test_joint_loss_is_the_mean_of_each_heads_own(make_network):
-    network = make_network(tasks=2).eval()
+@pytest.mark.parametrize("classes", [[2, 2], [3, 2], [1, 4]], ids=str)
+def test_joint_loss_is_the_mean_of_each_heads_own(make_network, classes):
+    network = make_network(classes=classes).eval()
     for head in network.heads:
         nn.init.normal_(head.weight)
-    images, labels = torch.randn(4, 3, 32, 32), torch.tensor([0, 3, 1, 2])
+    tasks, own = [0, 1, 0, 1], [0, 1, classes[0] - 1, 0]
+    starts = torch.tensor([0, classes[0]])
+    labels = torch.tensor(own) + starts[tasks]
+    images = torch.randn(4, 3, 32, 32)
     joint = Joint("multi")
-    loss, logits, own = joint.objective(2)(joint.view(network), as_batch(images, labels))
-    naive = [
-        network.view("multi", label // 2, 2)(image[None])
-        for image, label in zip(images, labels.tolist(), strict=True)
-    ]
-    torch.testing.assert_close(logits, torch.cat(naive))
-    losses = [
-        F.cross_entropy(answer, torch.tensor([label % 2]))
-        for answer, label in zip(naive, labels.tolist(), strict=True)
-    ]
+    loss, logits, found = joint.objective(classes)(joint.view(network), as_batch(images, labels))
+    losses = []
+    for image, task, label, answer in zip(images, tasks, own, logits, strict=True):
+        naive = network.view("multi", task, 2)(image[None])
+        losses.append(F.cross_entropy(naive, torch.tensor([label])))
+        torch.testing.assert_close(answer[None, : classes[task]], naive)
+        assert answer.argmax() == naive.argmax()
     torch.testing.assert_close(loss, torch.stack(losses).mean())
-    assert own.tolist() == [0, 1, 1, 0]
+    assert found.tolist() == own
+    loss.backward()
+    assert all(value.grad.isfinite().all() for value in network.parameters())
 
 
 @pytest.mark.parametrize(("head", "moving"), [("shared", [0]), ("multi", [0, 1, 2])])

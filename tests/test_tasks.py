@@ -143,6 +143,39 @@ def test_more_or_fewer_tasks_than_two():
     assert task.classes == ("a", "b", "c", "d")
 
 
+def test_classes_by_name_make_tasks_of_any_size_and_order():
+    wanted = [["f", "b", "a"], ["d", "c"]]
+    sequence = split(dataset(), classes=wanted, classes_per_task=99, selection="random")
+    assert [task.classes for task in sequence.tasks] == [("f", "b", "a"), ("d", "c")]
+    for names, task in zip(wanted, sequence.tasks, strict=True):
+        expected = torch.tensor(["abcdef".index(name) for name in names])
+        for data in (task.train, task.validation, task.test):
+            assert torch.equal(data.images[:, 2, 0, 0], 10 * expected[data.labels])
+
+
+def test_how_classes_are_chosen_changes_no_image():
+    by_name = split(dataset(test=None), classes=[["a", "b", "c"], ["d", "e", "f"]])
+    for one, other in zip(by_name.tasks, split(dataset(test=None)).tasks, strict=True):
+        assert torch.equal(one.train.images, other.train.images)
+        assert torch.equal(one.test.images, other.test.images)
+
+
+@pytest.mark.parametrize(
+    ("classes", "words"),
+    [
+        ([["a", "x"], ["b", "c"]], ["split.classes", "no class 'x'", "6"]),
+        ([["a", "A"], ["b", "c"]], ["split.classes", "no class 'A'"]),
+        ([["a", "b"], ["b", "c"]], ["split.classes", "'b' stands twice"]),
+        ([["a", "b"], ["c", "c"]], ["split.classes", "'c' stands twice"]),
+    ],
+)
+def test_bad_names_of_classes(classes, words):
+    with pytest.raises(InputError) as caught:
+        split(dataset(), classes=classes)
+    assert all(word in str(caught.value) for word in words)
+    assert "\n" not in str(caught.value)
+
+
 def test_statistics_are_those_of_the_first_tasks_training_part():
     sequence = split(dataset())
     images = sequence.tasks[0].train.images.double() / 255

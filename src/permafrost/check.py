@@ -6,7 +6,7 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from permafrost.artifacts import load_tasks
-from permafrost.data import TaskSequence
+from permafrost.data import DATASETS, TaskSequence
 from permafrost.errors import InputError
 from permafrost.images import images_digest, images_root, note_images
 from permafrost.params import Params
@@ -56,7 +56,8 @@ def check_all() -> str:
 def _has_tasks_only(params: Params, root: Path) -> bool:
     """Return whether the images are not here, but what stage split has made of them is."""
     images = images_root(params, root)
-    if params.split.dataset != "image_folder" or images is None or images.exists():
+    is_watched = DATASETS.find(params.split.dataset).files is not None
+    if not is_watched or images is None or images.exists():
         return False
     return all(seed_file(TASKS, seed).exists() for seed in params.seeds)
 

@@ -1,4 +1,4 @@
-"""The exceptions that the command line tells in one line."""
+"""The exceptions that the command line tells in one line, and what makes one line of a text."""
 
 
 class InputError(Exception):
@@ -18,3 +18,14 @@ class NotFiniteError(InputError, ValueError):
 
     Nearly always its training has diverged; a lower learning rate or penalty mends that.
     """
+
+
+def one_line(error: BaseException) -> str:
+    """Return an exception's type and text in one line."""
+    return printable(f"{type(error).__name__}: {error}")
+
+
+def printable(text: str) -> str:
+    """Return text in one line, what a terminal could not show as escapes."""
+    line = " ".join(text.split())
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in line)

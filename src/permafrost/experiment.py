@@ -84,8 +84,7 @@ def new_network(params: Params, seed: int) -> TaskNetwork:
         model.arch,
         width=model.width,
         batch_norm=model.batch_norm,
-        classes_per_task=params.split.classes_per_task,
-        tasks=params.split.tasks,
+        classes=params.split.sizes,
         seed=seed,
     )
 
@@ -329,10 +328,12 @@ def shown_params(params: Params, spec: CellSpec, device: torch.device) -> dict[s
 
 def _shown_training(params: Params) -> dict[str, Any]:
     """Return the parameters that MLflow shows of every training."""
+    split = params.split
+    unread = {"classes"} if split.classes is None else {"classes_per_task", "tasks", "selection"}
     return _dotted(
         {
-            "": {"dataset": params.split.dataset},
-            "split.": params.split.model_dump(exclude={"dataset", "root"}),
+            "": {"dataset": split.dataset},
+            "split.": split.model_dump(exclude={"dataset", "root"} | unread),
             "model.": params.model.model_dump(exclude={"head"}),
             "train.": params.train.model_dump(exclude={"precision"}),
         }

@@ -13,7 +13,8 @@ from pathlib import Path
 from ruamel.yaml import YAML
 
 from permafrost.artifacts import file_digest, load_json, save_json, write_atomically
-from permafrost.data.datasets import list_images
+from permafrost.data import DATASETS
+from permafrost.data.datasets import require_root
 from permafrost.errors import InputError
 from permafrost.params import Params
 
@@ -35,10 +36,13 @@ def images_root(params: Params, root: Path) -> Path | None:
 
 
 def images_digest(params: Params, root: Path) -> str | None:
-    """Hash what the data set's images hold, in their order, and the names of their classes.
+    """Hash what the files of a data set hold, in their order: those that its reader names.
 
-    A file that has kept its name, place, size and times since it was read is not read again; the
-    project's ``.permafrost/images.json`` remembers these. They are no part of the hash.
+    Of an image folder these are the images, with the names of their classes; of a user's own data
+    set all files in its folder, with their places. What a user's own code makes without a folder
+    has no hash: stage split watches ``custom`` for that. A file that has kept its name, place, size
+    and times since it was read is not read again; the project's ``.permafrost/images.json``
+    remembers these. They are no part of the hash.
 
     Parameters
     ----------
@@ -50,31 +54,30 @@ def images_digest(params: Params, root: Path) -> str | None:
     Returns
     -------
     str or None
-        None for a data set whose files have fixed checksums.
+        None for a data set without a folder, or whose files have fixed checksums.
 
     Raises
     ------
     InputError
         If the folder is laid out otherwise than a data set.
     """
+    files = DATASETS.find(params.split.dataset).files
     folder = images_root(params, root)
-    if params.split.dataset != "image_folder" or folder is None:
+    if files is None or folder is None:
         return None
     notes = root / ".permafrost" / "images.json"
     known = _read_notes(notes)
     now: dict[str, str] = {}
     unsettled = set()
     digest = hashlib.sha256()
-    for part, classes in list_images(folder).items():
-        for name, files in classes.items():
-            for path in files:
-                about = path.stat()
-                times = (about.st_mtime_ns, about.st_ctime_ns)
-                place = f"{path} {about.st_dev} {about.st_ino} {about.st_size} {times}"
-                if time.time_ns() - max(times) < _SETTLED:
-                    unsettled.add(place)
-                now[place] = known.get(place) or file_digest(path)
-                digest.update(json.dumps([part, name, now[place]]).encode())
+    for names, path in files(require_root(folder)):
+        about = path.stat()
+        times = (about.st_mtime_ns, about.st_ctime_ns)
+        place = f"{path} {about.st_dev} {about.st_ino} {about.st_size} {times}"
+        if time.time_ns() - max(times) < _SETTLED:
+            unsettled.add(place)
+        now[place] = known.get(place) or file_digest(path)
+        digest.update(json.dumps([*names, now[place]]).encode())
     now = {place: content for place, content in now.items() if place not in unsettled}
     if now != known:
         save_json(notes, now)

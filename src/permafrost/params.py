@@ -2,25 +2,28 @@
 
 import difflib
 import reprlib
+from collections import Counter
 from collections.abc import Iterable
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from ruamel.yaml import YAML
 
 from permafrost.data import DATASETS
-from permafrost.data.datasets import printable
-from permafrost.errors import InputError
+from permafrost.errors import InputError, printable
 from permafrost.explain import SALIENCY_METHODS
 from permafrost.models import ARCHITECTURES, HEADS
 from permafrost.ranking import AGGREGATES, check_criterion, known_criteria
+from permafrost.registry import Registry
 from permafrost.strategies import STRATEGIES, Strategy
 
 # The profiles have 3000. The parser takes seconds for much more.
 MAX_BYTES = 100_000
 MAX_NAME = 200
+
+T = TypeVar("T")
 
 
 def _shown(value: object) -> str:
@@ -52,14 +55,24 @@ def _criterion(name: str) -> str:
     return name
 
 
-def _strategy_of(name: str) -> type[Strategy]:
-    if name not in STRATEGIES and not _is_own(name):
-        known = ", ".join(STRATEGIES)
-        raise ValueError(f"{_shown(name)} is unknown; allowed: {known}, or module:Class")
+def _find(registry: Registry[T], name: str, form: str) -> T:
+    """Return the thing that a parameter names; a user's own has the form that is shown."""
+    if name not in registry and not _is_own(name):
+        known = ", ".join(registry)
+        raise ValueError(f"{_shown(name)} is unknown; allowed: {known}, or {form}")
     try:
-        return STRATEGIES.find(name)
+        return registry.find(name)
     except InputError as error:
         raise ValueError(str(error)) from error
+
+
+def _dataset(name: str) -> str:
+    _find(DATASETS, name, "module:function")
+    return name
+
+
+def _strategy_of(name: str) -> type[Strategy]:
+    return _find(STRATEGIES, name, "module:Class")
 
 
 def _strategy(name: str) -> str:
@@ -104,21 +117,44 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
-class Split(_Section):
-    """Which images and classes make up the tasks."""
+ClassList = Annotated[list[str], Field(min_length=2, max_length=1000)]
 
-    dataset: Annotated[str, _one_of(*DATASETS)] = "digits"
+
+class Split(_Section):
+    """Which images and classes make up the tasks.
+
+    ``classes`` lists the names of each task's classes; where it does, ``classes_per_task``,
+    ``tasks`` and ``selection`` are not read.
+    """
+
+    dataset: Annotated[str, AfterValidator(_dataset)] = "digits"
     root: Annotated[str, AfterValidator(_path)] | None = None
     image_size: int = Field(32, ge=32, le=512)
     classes_per_task: int = Field(5, ge=2, le=1000)
     tasks: int = Field(2, ge=2, le=100)
+    classes: Annotated[list[ClassList], Field(min_length=2, max_length=100)] | None = None
     selection: Literal["first", "random"] = "first"
     validation: Number = Field(0.0, ge=0, lt=1)
     test_share: Number = Field(0.25, gt=0, lt=1)
 
+    @property
+    def sizes(self) -> list[int]:
+        """Return how many classes each task has."""
+        if self.classes is None:
+            return [self.classes_per_task] * self.tasks
+        return [len(names) for names in self.classes]
+
+    @model_validator(mode="after")
+    def _classes_stand_once(self) -> "Split":
+        names = [name for task in self.classes or [] for name in task]
+        for name, count in Counter(names).items():
+            if count > 1:
+                raise ValueError(f"classes: {_shown(name)} stands twice; list each class once")
+        return self
+
     @model_validator(mode="after")
     def _root_is_given(self) -> "Split":
-        if self.dataset != "digits" and self.root is None:
+        if self.root is None and DATASETS.find(self.dataset).needs_root:
             raise ValueError(
                 f"root: dataset {self.dataset!r} needs the folder where its images lie"
             )
@@ -283,6 +319,15 @@ class Params(_Section):
             raise ValueError(
                 f"train.padding: with {self.train.padding} a crop can miss the image; allowed: "
                 f"less than split.image_size, {self.split.image_size}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _heads_fit(self) -> "Params":
+        if len(set(self.split.sizes)) > 1 and "shared" in [self.model.head, *self.sweep.heads]:
+            raise ValueError(
+                "split.classes: tasks of unequal size cannot be answered by one head; allowed for "
+                "model.head and sweep.heads: multi, expanding"
             )
         return self
 

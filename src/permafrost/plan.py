@@ -37,9 +37,10 @@ def sweep_cells(params: Params, chosen: Chosen) -> list[CellSpec]:
             cells.append(method_cell(params, strategy, seed, head, chosen[head]))
     if "joint" in sweep.strategies:
         joint_heads = dict.fromkeys([*heads(params), cast(Head, "expanding")])
+        tasks = len(params.split.sizes)
         cells += [
             CellSpec("joint", seed, head, hyper=(("passes", passes),))
-            for head, seed, passes in product(joint_heads, params.seeds, (1, params.split.tasks))
+            for head, seed, passes in product(joint_heads, params.seeds, (1, tasks))
         ]
     return cells
 

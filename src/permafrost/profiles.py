@@ -21,7 +21,7 @@ def list_profiles() -> str:
     lines = []
     for path in _paths().values():
         first = path.read_text().splitlines()[0].lstrip("# ")
-        lines.append(f"{path.stem:8} {first}")
+        lines.append(f"{path.stem:12} {first}")
     return "\n".join(lines)
 
 

@@ -674,7 +674,7 @@ def cifar(request, tmp_path, monkeypatch) -> SmallCifar:
     def no_network(*_: object, **__: object) -> None:
         raise OSError("no network")
 
-    monkeypatch.setattr("permafrost.data.cifar.download_url", no_network)
+    monkeypatch.setattr("torchvision.datasets.utils.download_url", no_network)
     (tmp_path / "archives").mkdir()
     return SmallCifar(request.param, tmp_path / "archives", monkeypatch)
 

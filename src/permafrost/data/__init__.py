@@ -1,7 +1,8 @@
 """Data sets, their split into tasks, and batches that live on the device."""
 
 from permafrost.data.batches import Batches, normalize
-from permafrost.data.datasets import DATASETS, ImageDataset, LabeledImages, load_dataset
+from permafrost.data.datasets import DATASETS, dataset, load_dataset
+from permafrost.data.images import ImageDataset, LabeledImages, resize
 from permafrost.data.tasks import Normalization, Task, TaskSequence, split_tasks
 
 __all__ = [
@@ -12,7 +13,9 @@ __all__ = [
     "Normalization",
     "Task",
     "TaskSequence",
+    "dataset",
     "load_dataset",
     "normalize",
+    "resize",
     "split_tasks",
 ]

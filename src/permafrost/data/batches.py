@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from permafrost.data.datasets import LabeledImages
+from permafrost.data.images import LabeledImages
 from permafrost.data.tasks import Normalization
 
 

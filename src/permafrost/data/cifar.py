@@ -9,37 +9,45 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torchvision.datasets import CIFAR10, CIFAR100
-from torchvision.datasets.utils import check_integrity, download_url
 
-from permafrost.data.datasets import ImageDataset, LabeledImages, one_line, resize
-from permafrost.errors import InputError
+from permafrost.data.datasets import dataset
+from permafrost.data.images import ImageDataset, LabeledImages, resize
+from permafrost.errors import InputError, one_line
 
-__all__ = ["CIFAR10", "CIFAR100", "read_cifar"]
+if TYPE_CHECKING:  # torchvision takes seconds to import
+    from torchvision.datasets import CIFAR10
 
 _SILENCE = 60.0  # seconds after which a server that sends nothing is given up
 
 
-def read_cifar(official: type[CIFAR10], root: Path, size: int) -> ImageDataset:
+@dataset("cifar10", needs_root=True, files=None)
+def cifar10(root: Path, image_size: int) -> ImageDataset:
+    """Read CIFAR-10 (Krizhevsky 2009), 32 x 32, classes in the official label order.
+
+    `root` holds the official archive or the folder extracted from it; if it holds neither, the
+    archive is downloaded there. Only files with the official checksums are read.
+    """
+    from torchvision.datasets import CIFAR10
+
+    return _read_cifar(CIFAR10, root, image_size)
+
+
+@dataset("cifar100", needs_root=True, files=None)
+def cifar100(root: Path, image_size: int) -> ImageDataset:
+    """Read CIFAR-100, as :func:`cifar10`."""
+    from torchvision.datasets import CIFAR100
+
+    return _read_cifar(CIFAR100, root, image_size)
+
+
+def _read_cifar(official: "type[CIFAR10]", root: Path, size: int) -> ImageDataset:
     """Read the extracted folder if there is one, else the archive, downloaded if need be.
 
-    Parameters
-    ----------
-    official : type
-        torchvision's class, which knows address and checksums (CIFAR100 is a CIFAR10).
-    root : Path
-        The folder of the archive.
-    size : int
-        Side of the images, pixels.
-
-    Raises
-    ------
-    InputError
-        A file that is missing and cannot be downloaded, or is truncated or altered.
+    ``official`` is torchvision's class, which knows address and checksums.
     """
     folder, archive = root / official.base_folder, root / official.filename
     if folder.exists():
@@ -55,11 +63,13 @@ def read_cifar(official: type[CIFAR10], root: Path, size: int) -> ImageDataset:
         return _read_folder(official, folder, size)
 
 
-def _advice(official: type[CIFAR10], root: Path) -> str:
+def _advice(official: "type[CIFAR10]", root: Path) -> str:
     return f"get {official.url} (md5 {official.tgz_md5}) and put it into {str(root)!r}"
 
 
-def _download(official: type[CIFAR10], root: Path) -> None:
+def _download(official: "type[CIFAR10]", root: Path) -> None:
+    from torchvision.datasets.utils import download_url
+
     try:
         root.mkdir(parents=True, exist_ok=True)
         # The archive gets its name only once it is whole.
@@ -85,7 +95,7 @@ def _patience(seconds: float) -> Iterator[None]:
         socket.setdefaulttimeout(before)
 
 
-def _unpack(official: type[CIFAR10], archive: Path, target: Path) -> None:
+def _unpack(official: "type[CIFAR10]", archive: Path, target: Path) -> None:
     if not _has_md5(archive, official.tgz_md5):
         raise InputError(
             f"split.root: {str(archive)!r} is truncated or altered (not the official md5); "
@@ -100,7 +110,7 @@ def _unpack(official: type[CIFAR10], archive: Path, target: Path) -> None:
         ) from error
 
 
-def _check_members(official: type[CIFAR10], folder: Path, found_in: Path) -> None:
+def _check_members(official: "type[CIFAR10]", folder: Path, found_in: Path) -> None:
     """Check every file before one is read."""
     meta = (official.meta["filename"], official.meta["md5"])
     for name, md5 in (*official.train_list, *official.test_list, meta):
@@ -113,13 +123,15 @@ def _check_members(official: type[CIFAR10], folder: Path, found_in: Path) -> Non
 
 
 def _has_md5(path: Path, md5: str) -> bool:
+    from torchvision.datasets.utils import check_integrity
+
     try:
         return check_integrity(path, md5)
     except OSError as error:
         raise InputError(f"split.root: {str(path)!r} is unreadable ({one_line(error)})") from error
 
 
-def _read_folder(official: type[CIFAR10], folder: Path, size: int) -> ImageDataset:
+def _read_folder(official: "type[CIFAR10]", folder: Path, size: int) -> ImageDataset:
     names = unpickle(folder / official.meta["filename"])[official.meta["key"]]
     train, test = (
         _join([unpickle(folder / name) for name, _ in files], size)

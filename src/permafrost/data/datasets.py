@@ -1,84 +1,70 @@
-"""The data sets: every one becomes uint8 tensors of one size, with three channels."""
+"""The data sets by name; what each returns is checked."""
 
-import os
-import unicodedata
-import warnings
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from threading import Lock
+from typing import Any, Protocol, cast
 
-import numpy as np
 import torch
-import torch.nn.functional as F
-from PIL import Image, ImageFile, ImageOps
-from PIL.TiffImagePlugin import PHOTOMETRIC_INTERPRETATION, SAMPLEFORMAT, TiffImageFile
 from torch import Tensor
 
-from permafrost.errors import InputError
+from permafrost.data.images import ImageDataset, LabeledImages, can_be_shown
+from permafrost.errors import InputError, one_line
+from permafrost.registry import Registry
 
-# A closed list: some of Pillow's other readers start programs (EPS runs Ghostscript).
-IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
-# What systems leave in folders, beside names with a dot; in lower case.
-_JUNK = {
-    "thumbs.db",
-    "ehthumbs.db",
-    "ehthumbs_vista.db",
-    "desktop.ini",
-    "icon\r",
-    "__macosx",
-    "@eadir",
-    "$recycle.bin",
-    "system volume information",
-}
-_UNSHOWN = {"Cc", "Cs", "Zl", "Zp"}  # control characters, undecoded bytes, breaks of lines
-_TURNING = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}  # text right to left
-_LARGE = 10_000_000  # pixels of an image of which one at a time is decoded, for its memory
-_one_large_image = Lock()
-_LEAST_PEAK = 1 << 14  # 16-bit images that stay below it keep at most 64 of 256 levels
-_GREY_STEP = {"L;2": 85, "L;4": 17}  # from one level to the next, once they are 0..255
-RESIZE_CHUNK = 1000  # images a time, so that the float copy stays small
+# The files of a data set in a folder, each with what else of it counts: its name, its class.
+Files = Callable[[Path], Iterator[tuple[list[str], Path]]]
 
 
-@dataclass(frozen=True, eq=False)
-class LabeledImages:
-    """Images and the class of each.
+class Reader(Protocol):
+    """A function that reads a data set; see :func:`dataset`."""
 
-    Parameters
-    ----------
-    images : Tensor
-        uint8 of shape (N, 3, H, W), 0..255.
-    labels : Tensor
-        int64 of shape (N,), indices of classes from 0.
-    """
+    needs_root: bool
+    files: Files | None
 
-    images: Tensor
-    labels: Tensor
-
-    def __len__(self) -> int:
-        return len(self.labels)
+    def __call__(self, root: Any, image_size: int, /) -> ImageDataset:
+        """Read it."""
 
 
-@dataclass(frozen=True)
-class ImageDataset:
-    """A whole data set.
+DATASETS: Registry[Reader] = Registry(
+    "data set",
+    "permafrost.data",
+    lambda thing: callable(thing) and hasattr(thing, "needs_root"),
+    "decorate the function with @dataset from permafrost.data",
+)
+
+
+def all_files(root: Path) -> Iterator[tuple[list[str], Path]]:
+    """Yield all files in a folder, with their places in it."""
+    for path in sorted(root.rglob("*")):
+        if path.is_file():
+            yield [str(path.relative_to(root))], path
+
+
+def dataset(
+    name: str, *, needs_root: bool = False, files: Files | None = all_files
+) -> Callable[[Callable[[Any, int], ImageDataset]], Reader]:
+    """Make a data set of a function (root: Path or None, image_size: int) -> ImageDataset.
+
+    The function returns the same at every call: it is called for every seed.
 
     Parameters
     ----------
-    class_names : tuple of str
-        The names in label order: label ``i`` is ``class_names[i]``.
-    train : LabeledImages
-        The training images.
-    test : LabeledImages or None
-        The test images; None where the data set has no test part of its own.
+    name : str
+        Of a data set of the package. A user's own is found by its place, ``module:function``.
+    needs_root : bool
+        Whether it needs the folder ``split.root``; None is passed where none is given.
+    files : callable or None
+        The files in that folder by whose content the data set is watched, all by default; None
+        where the function itself refuses files that are not the known ones.
     """
 
-    class_names: tuple[str, ...]
-    train: LabeledImages
-    test: LabeledImages | None
+    def register(function: Callable[[Any, int], ImageDataset]) -> Reader:
+        reader = cast(Reader, function)
+        reader.needs_root, reader.files = needs_root, files
+        DATASETS.add(name, reader)
+        return reader
+
+    return register
 
 
 def load_dataset(name: str, root: Path | None, image_size: int) -> ImageDataset:
@@ -87,29 +73,10 @@ def load_dataset(name: str, root: Path | None, image_size: int) -> ImageDataset:
     Parameters
     ----------
     name : str
-        A key of `DATASETS`:
-
-        ``digits``
-            scikit-learn's handwritten digits (UCI Optical Recognition of Handwritten Digits), 10
-            classes, 1797 images of 8×8, in three equal channels; no test part.
-        ``cifar10``, ``cifar100``
-            Krizhevsky 2009, 32×32, classes in the official label order. `root` holds the official
-            archive or the folder extracted from it; if it holds neither, the archive is downloaded
-            there. Only files with the official checksums are read.
-        ``image_folder``
-            Images at ``root/train/CLASS/*`` and, if there is a test part, ``root/test/CLASS/*``;
-            classes and files in the order of their names; those starting with a dot and what
-            systems leave in folders (``Thumbs.db``, ``desktop.ini``, ``__MACOSX`` …) are left out.
-            Names of classes that differ in their case are different classes; control characters
-            in them, and two that are one name to Unicode, are refused. Links lead within `root`.
-            JPEG, PNG, BMP, GIF, PPM, TIFF and WebP are read (the first frame), turned as their
-            EXIF says, and converted to RGB: transparency on black, 16-bit grey from 0..65535, of
-            16-bit colours the upper eight bits. Images whose 16 bits hold smaller values (12-bit
-            data, say) are refused: no format says so, and hardly a grey level would be left. The
-            shorter side becomes `image_size` (antialiased bilinear), the longer one is cropped at
-            both ends.
+        A key of `DATASETS`, described where it is defined: ``digits``, ``cifar10``, ``cifar100``,
+        ``image_folder``; or a user's own, ``module:function``.
     root : Path or None
-        The folder of the data; ``digits`` needs none.
+        The folder of the data.
     image_size : int
         Height and width of the images in pixels, at least 1. Images of another size are resized
         bilinearly (antialiased when they shrink).
@@ -124,48 +91,15 @@ def load_dataset(name: str, root: Path | None, image_size: int) -> ImageDataset:
     InputError
         Unknown name, bad size, or data that is absent, altered, unreadable or laid out otherwise.
     """
-    if name not in DATASETS:
-        raise InputError(f"split.dataset: unknown {name!r}; allowed: {', '.join(DATASETS)}")
+    reader = DATASETS.find(name)
     if image_size < 1:
         raise InputError(f"split.image_size: is {image_size}; allowed: at least 1")
-    try:
-        return DATASETS[name](root, image_size)
-    except OSError as error:  # a folder without rights, too long a path, a full disk
-        raise InputError(f"split.root: {str(root)!r} cannot be used ({one_line(error)})") from error
-
-
-def _digits(root: Path | None, size: int) -> ImageDataset:
-    from sklearn.datasets import load_digits  # not needed by any other data set
-
-    digits = load_digits()
-    grey = torch.from_numpy(digits.images).float()[:, None] * (255 / 16)
-    images = resize(grey, size).repeat(1, 3, 1, 1)
-    labels = torch.from_numpy(digits.target).long()
-    names = tuple(str(name) for name in digits.target_names)
-    return ImageDataset(names, LabeledImages(images, labels), test=None)
-
-
-def resize(images: Tensor, size: int) -> Tensor:
-    """Resize images with values 0..255, (N, C, H, W), to uint8 of (N, C, size, size)."""
-    _require_memory(len(images), size)
-    chunks = [
-        F.interpolate(chunk.float(), (size, size), mode="bilinear", antialias=True)
-        .round()
-        .clamp(0, 255)
-        .to(torch.uint8)
-        for chunk in images.split(RESIZE_CHUNK)
-    ]
-    return torch.cat(chunks)
-
-
-def _require_memory(images: int, size: int) -> None:
-    """Refuse what this machine cannot hold: the images, their share of tasks and a copy."""
-    needed = 3 * (images * 3 * size**2)
-    if needed > os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"):
-        raise InputError(
-            f"split.image_size: {images} images of {size} x {size} pixels take "
-            f"{needed / 1e9:.0f} GB, more than this machine's memory; allowed: smaller ones"
-        )
+    if reader.needs_root:
+        require_root(root)
+    found = _read(reader, name, root, image_size)
+    for fault in _faults(found, image_size):
+        raise InputError(f"data set '{name}': {fault}")
+    return found
 
 
 def require_root(root: Path | None) -> Path:
@@ -177,278 +111,72 @@ def require_root(root: Path | None) -> Path:
     return root
 
 
-def _cifar10(root: Path | None, size: int) -> ImageDataset:
-    from permafrost.data.cifar import CIFAR10, read_cifar  # torchvision takes seconds to import
-
-    return read_cifar(CIFAR10, require_root(root), size)
-
-
-def _cifar100(root: Path | None, size: int) -> ImageDataset:
-    from permafrost.data.cifar import CIFAR100, read_cifar
-
-    return read_cifar(CIFAR100, require_root(root), size)
-
-
-# Image folders ----------------------------------------------------------------------------------
-
-
-def _image_folder(root: Path | None, size: int) -> ImageDataset:
-    parts = list_images(require_root(root))
-    peaks: dict[Path, int] = {}
-    dataset = ImageDataset(
-        tuple(parts["train"]),
-        _read_images(parts["train"], size, peaks),
-        _read_images(parts["test"], size, peaks) if "test" in parts else None,
-    )
-    _check_depth(peaks)
-    return dataset
-
-
-def list_images(root: Path) -> dict[str, dict[str, list[Path]]]:
-    """List the files of an image folder, in the order in which they are read.
-
-    Returns
-    -------
-    dict
-        ``train`` and, if there is one, ``test``: each class's files.
-
-    Raises
-    ------
-    InputError
-        If the folder is laid out otherwise.
-    """
-    root = Path(os.path.realpath(root))
-    if not (root / "train").is_dir():
-        raise InputError(
-            f"split.root: {str(root)!r} has no folder train; "
-            "wanted: train/CLASS/* and, if there are test images, test/CLASS/*"
-        )
-    parts = {"train": _list_classes(root / "train", root)}
-    if os.path.lexists(root / "test"):
-        parts["test"] = _list_classes(root / "test", root)
-    _check_names([name for classes in parts.values() for name in classes])
-    if "test" in parts:
-        _check_same_classes(parts["train"], parts["test"], root)
-    return parts
-
-
-def _list_classes(part: Path, root: Path) -> dict[str, list[Path]]:
-    """Return the image files of each class folder in `part`, both in the order of their names."""
-    _refuse_bad_link(part, root)
-    classes = {
-        entry.name: _list_files(entry, root) for entry in _entries(part, root) if entry.is_dir()
-    }
-    if not classes:
-        raise InputError(
-            f"split.root: {str(part)!r} has no class folders; wanted: a folder a class"
-        )
-    return classes
-
-
-def _list_files(folder: Path, root: Path) -> list[Path]:
-    files = _entries(folder, root)
-    if not files:
-        raise InputError(f"split.root: class folder {str(folder)!r} has no images; wanted: some")
-    for path in files:
-        if not path.is_file():
-            raise InputError(
-                f"split.root: {str(path)!r} is no regular file; a class folder holds images only"
-            )
-    return files
-
-
-def _entries(folder: Path, root: Path) -> list[Path]:
+def _read(reader: Reader, name: str, root: Path | None, image_size: int) -> ImageDataset:
     try:
-        entries = [entry for entry in folder.iterdir() if not _is_junk(entry.name)]
-    except OSError as error:
-        raise InputError(
-            f"split.root: {str(folder)!r} is no readable folder ({one_line(error)})"
-        ) from error
-    for entry in entries:
-        _refuse_bad_link(entry, root)
-    return sorted(entries, key=lambda entry: entry.name)
+        return reader(root, image_size)
+    except InputError:
+        raise
+    except (Exception, SystemExit) as error:
+        if ":" in name:  # a user's own may fail in any way
+            raise InputError(f"data set '{name}': failed ({one_line(error)})") from error
+        if isinstance(error, OSError):  # a folder without rights, too long a path, a full disk
+            raise InputError(
+                f"split.root: {str(root)!r} cannot be used ({one_line(error)})"
+            ) from error
+        raise
 
 
-def _is_junk(name: str) -> bool:
-    return name.startswith(".") or name.lower() in _JUNK
-
-
-def _refuse_bad_link(path: Path, root: Path) -> None:
-    if not path.is_symlink():
+def _faults(found: object, size: int) -> Iterator[str]:
+    """Yield what is wrong with what a data set has returned."""
+    if not isinstance(found, ImageDataset):
+        yield f"returns {type(found).__name__}; wanted: an ImageDataset"
         return
-    if not Path(os.path.realpath(path)).is_relative_to(root):
-        raise InputError(
-            f"split.root: {str(path)!r} is a link to outside of {str(root)!r}; "
-            "allowed: links within the folder"
-        )
-    if not path.exists():
-        raise InputError(f"split.root: {str(path)!r} is a link to nothing; wanted: what it names")
-
-
-def _check_names(names: list[str]) -> None:
-    """Refuse names that pictures, tables and terminals cannot show, or not tell apart."""
-    seen: dict[str, str] = {}
+    names = found.class_names
+    if not isinstance(names, tuple) or not all(isinstance(name, str) for name in names):
+        yield "class_names must be a tuple of texts"
     for name in names:
-        if any(_is_unshown(char) for char in name):
-            raise InputError(
-                f"split.root: class folder {name!r} has control characters or bytes that are no "
-                "UTF-8 in its name; rename it"
-            )
-        twin = seen.setdefault(unicodedata.normalize("NFC", name), name)
-        if twin != name:
-            raise InputError(
-                f"split.root: class folders {twin!a} and {name!a} have the same name in "
-                "two Unicode forms; rename one"
-            )
+        if not name or not can_be_shown(name):
+            yield f"class_names: {name!r} is empty or has control characters"
+        if names.count(name) > 1:
+            yield f"class_names: {name!r} stands twice"
+    yield from _faults_of_part(found.train, "train", len(names), size)
+    if found.test is not None:
+        yield from _faults_of_part(found.test, "test", len(names), size)
 
 
-def _is_unshown(char: str) -> bool:
-    return unicodedata.category(char) in _UNSHOWN or unicodedata.bidirectional(char) in _TURNING
-
-
-def _check_same_classes(
-    train: dict[str, list[Path]], test: dict[str, list[Path]], root: Path
-) -> None:
-    for name in sorted(train.keys() ^ test.keys()):
-        here, there = ("train", "test") if name in train else ("test", "train")
-        raise InputError(
-            f"split.root: class {name!r} is in {str(root / here)!r} but not in {there}; "
-            "wanted: the same classes in both"
+def _faults_of_part(part: object, name: str, classes: int, size: int) -> Iterator[str]:
+    if not isinstance(part, LabeledImages):
+        yield f"{name} is {type(part).__name__}; wanted: LabeledImages"
+        return
+    images, labels = part.images, part.labels
+    if not _is_tensor(images, torch.uint8, (3, size, size)):
+        yield (
+            f"{name}.images: {_shown(images)}; wanted: uint8 of shape (N, 3, {size}, {size}) on "
+            "the CPU, as permafrost.data.resize makes them"
+        )
+    if not _is_tensor(labels, torch.int64, ()) or len(labels) != len(images):
+        yield f"{name}.labels: {_shown(labels)}; wanted: int64 of shape ({len(images)},) on the CPU"
+    if not len(labels):
+        yield f"{name}: has no images"
+    if not 0 <= int(labels.min()) <= int(labels.max()) < classes:
+        yield (
+            f"{name}.labels: lie in {int(labels.min())}..{int(labels.max())}; allowed with "
+            f"{classes} class_names: 0..{classes - 1}"
         )
 
 
-def _read_images(
-    classes: dict[str, list[Path]], size: int, peaks: dict[Path, int]
-) -> LabeledImages:
-    """Read the images, and note in `peaks` the largest sample of those that have 16 bits."""
-    files = [path for paths in classes.values() for path in paths]
-    counts = torch.tensor([len(paths) for paths in classes.values()])
-    _require_memory(len(files), size)
-    images = np.empty((len(files), 3, size, size), np.uint8)
-    # Pillow only warns of a bomb up to twice its limit.
-    with warnings.catch_warnings(), ThreadPoolExecutor() as pool:
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        read = pool.map(partial(_read_image, size=size), files)
-        for row, path, (image, peak) in zip(images, files, read, strict=True):
-            row[:] = image
-            if peak is not None:
-                peaks[path] = peak
-    return LabeledImages(
-        torch.from_numpy(images), torch.arange(len(classes)).repeat_interleave(counts)
+def _is_tensor(value: object, dtype: torch.dtype, shape_of_one: tuple[int, ...]) -> bool:
+    return (
+        isinstance(value, Tensor)
+        and value.dtype == dtype
+        and value.ndim == 1 + len(shape_of_one)
+        and value.shape[1:] == shape_of_one
+        and value.device.type == "cpu"
     )
 
 
-def _check_depth(peaks: dict[Path, int]) -> None:
-    """Refuse 16-bit images none of which uses the range, as 12-bit data in 16-bit files does."""
-    if not peaks:
-        return
-    path = max(peaks, key=lambda path: peaks[path])
-    bits = peaks[path].bit_length()
-    if 0 < peaks[path] < _LEAST_PEAK:  # where all are black nothing is lost
-        raise InputError(
-            f"split.root: the 16-bit images hold {bits}-bit data, nearly black among 65536 levels "
-            f"(the brightest is {str(path)!r}); multiply the values of all by {1 << (16 - bits)}, "
-            "or scale them to 8 bits"
-        )
-
-
-def _read_image(path: Path, size: int) -> tuple[np.ndarray, int | None]:
-    """Read an image as uint8 of shape (3, size, size), and its largest sample if it has 16 bits."""
-    try:
-        with Image.open(path, formats=IMAGE_FORMATS) as image:
-            # A large JPEG is decoded at a fraction of its size that is still at least twice ours.
-            image.draft(None, (2 * size, 2 * size))
-            with _one_large_image if image.width * image.height > _LARGE else nullcontext():
-                rgb, peak = _to_rgb(image)
-                # Crops in the resampling itself: no huge strip is made of a long, thin image.
-                square = ImageOps.fit(rgb, (size, size), Image.Resampling.BILINEAR)
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise InputError(
-            f"split.root: {str(path)!r} has too many pixels; allowed: {Image.MAX_IMAGE_PIXELS}"
-        ) from error
-    except Exception as error:  # a broken file makes Pillow's readers raise almost anything
-        raise InputError(
-            f"split.root: {str(path)!r} is no image that can be read ({one_line(error)}); "
-            f"allowed: whole files in {', '.join(IMAGE_FORMATS)}"
-        ) from error
-    return np.asarray(square).transpose(2, 0, 1), peak
-
-
-def _to_rgb(image: ImageFile.ImageFile) -> tuple[Image.Image, int | None]:
-    """Return an image upright in RGB, and the largest sample of its colours if it has 16 bits."""
-    if image.mode == "F":
-        raise ValueError("floating-point pixels, whose range is unknown")
-    stored, wide = _stored_samples(image)  # known only before the pixels are read
-    if image.mode.startswith("I"):  # Pillow's own conversion clips at 255
-        return _grey_to_rgb(image, stored, wide)
-    upright = ImageOps.exif_transpose(image)
-    peak = _peak_of_colours(image, upright) if wide else None
-    if upright.has_transparency_data:
-        _scale_transparent_level(upright, stored, wide)
-        black = Image.new("RGBA", upright.size, (0, 0, 0, 255))
-        upright = Image.alpha_composite(black, upright.convert("RGBA"))
-    return upright.convert("RGB"), peak
-
-
-def _peak_of_colours(image: ImageFile.ImageFile, upright: Image.Image) -> int:
-    """Return the largest sample of 16-bit colours, as far as Pillow's eight bits tell."""
-    brightest = int(np.asarray(upright)[..., :3].max())
-    if image.format == "PPM":  # rounded
-        return max(0, 257 * brightest - 129)
-    return 256 * brightest + 255  # cut off
-
-
-def _stored_samples(image: ImageFile.ImageFile) -> tuple[str, bool]:
-    """Return Pillow's name of the samples in the file (``L;2``), and if they may be 0..65535."""
-    arguments = image.tile[0].args if image.tile else ""
-    if not isinstance(arguments, tuple):
-        arguments = (arguments,)
-    stored = str(arguments[0]) if arguments else ""
-    declared = image.format == "PPM" and arguments[-1] == 65535
-    return stored, declared or (";16" in stored and image.format in ("PNG", "TIFF", "PPM"))
-
-
-def _scale_transparent_level(image: Image.Image, stored: str, wide: bool) -> None:
-    """Bring a PNG's transparent grey level, which is in the file's units, to those of Pillow."""
-    level = image.info.get("transparency")
-    if wide and level is not None:
-        raise ValueError("a transparent colour of 16 bits; save the image with 8, or with alpha")
-    if stored in _GREY_STEP and isinstance(level, int):
-        image.info["transparency"] = level * _GREY_STEP[stored]
-
-
-def _grey_to_rgb(
-    image: ImageFile.ImageFile, stored: str, wide: bool
-) -> tuple[Image.Image, int | None]:
-    """Return grey of 12 or 16 bits, with black where it is transparent."""
-    tags = image.tag_v2 if isinstance(image, TiffImageFile) else {}
-    if tags and (image.mode == "I" or tags.get(SAMPLEFORMAT, (1,))[0] != 1):
-        raise ValueError("signed or 32-bit integer pixels, whose range is unknown")
-    top = 4095 if stored == "I;12" else 65535
-    values = np.asarray(ImageOps.exif_transpose(image)).astype(np.int64)
-    transparent = values == image.info.get("transparency", -1)
-    peak = int(values.max()) if wide else None
-    if tags.get(PHOTOMETRIC_INTERPRETATION) == 0:  # white is zero
-        values = top - values
-    grey = ((values * 255 + top // 2) // top).astype(np.uint8)
-    grey[transparent] = 0
-    return Image.fromarray(grey).convert("RGB"), peak
-
-
-def one_line(error: Exception) -> str:
-    """Return an exception's type and text in one line."""
-    return printable(f"{type(error).__name__}: {error}")
-
-
-def printable(text: str) -> str:
-    """Return text in one line, what a terminal could not show as escapes."""
-    line = " ".join(text.split())
-    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in line)
-
-
-DATASETS: dict[str, Callable[[Path | None, int], ImageDataset]] = {
-    "digits": _digits,
-    "cifar10": _cifar10,
-    "cifar100": _cifar100,
-    "image_folder": _image_folder,
-}
+def _shown(value: object) -> str:
+    if not isinstance(value, Tensor):
+        return type(value).__name__
+    kind = str(value.dtype).removeprefix("torch.")
+    return f"{kind} of shape {tuple(value.shape)} on {value.device}"

@@ -1,5 +1,6 @@
 """The split of a data set into a sequence of tasks with disjoint classes."""
 
+import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -8,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from permafrost.data.datasets import ImageDataset, LabeledImages
+from permafrost.data.images import ImageDataset, LabeledImages
 from permafrost.errors import InputError
 
 Selection = Literal["first", "random"]
@@ -57,6 +58,7 @@ class TaskSequence:
 def split_tasks(
     dataset: ImageDataset,
     *,
+    classes: Sequence[Sequence[str]] | None = None,
     classes_per_task: int,
     tasks: int,
     selection: Selection,
@@ -73,6 +75,9 @@ def split_tasks(
     ----------
     dataset : ImageDataset
         The data set.
+    classes : sequence of sequence of str, optional
+        The names of each task's classes, in the order of its labels. By default they are chosen by
+        `classes_per_task`, `tasks` and `selection`, which are not read otherwise.
     classes_per_task : int
         Classes of each task, at least 1.
     tasks : int
@@ -97,16 +102,18 @@ def split_tasks(
     Raises
     ------
     InputError
-        A parameter out of its range, more classes wanted than there are, or a class that would be
-        left with fewer than 2 training images, no test image, or no validation image although
-        `validation` is positive.
+        A parameter out of its range, more classes wanted than there are, a name that no class has
+        or that is listed twice, or a class that would be left with fewer than 2 training images, no
+        test image, or no validation image although `validation` is positive.
     """
     _check_parameters(classes_per_task, tasks, selection, validation, test_share)
-    order = _class_order(len(dataset.class_names), classes_per_task * tasks, selection, seed)
-    divided = tuple(
-        _make_task(dataset, order[start : start + classes_per_task], validation, test_share)
-        for start in range(0, len(order), classes_per_task)
-    )
+    if classes is None:
+        order = _class_order(len(dataset.class_names), classes_per_task * tasks, selection, seed)
+        starts = range(0, len(order), classes_per_task)
+        labels = [order[start : start + classes_per_task] for start in starts]
+    else:
+        labels = _named(dataset.class_names, classes)
+    divided = tuple(_make_task(dataset, task, validation, test_share) for task in labels)
     return TaskSequence(divided, _statistics(divided[0].train.images))
 
 
@@ -134,6 +141,21 @@ def _class_order(available: int, wanted: int, selection: Selection, seed: int) -
     if selection == "first":
         return list(range(wanted))
     return _permutation(available, seed)[:wanted].tolist()
+
+
+def _named(known: Sequence[str], classes: Sequence[Sequence[str]]) -> list[list[int]]:
+    """Return the labels of classes that are given by their names."""
+    wanted = [name for task in classes for name in task]
+    for name in wanted:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=3, cutoff=0) or known
+            raise InputError(
+                f"split.classes: the data set has no class {name!r}; it has {len(known)}, such as "
+                f"{', '.join(map(repr, close))}"
+            )
+        if wanted.count(name) > 1:
+            raise InputError(f"split.classes: {name!r} stands twice; list each class once")
+    return [[known.index(name) for name in task] for task in classes]
 
 
 def _permutation(count: int, *key: int) -> np.ndarray:

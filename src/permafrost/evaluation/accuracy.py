@@ -115,7 +115,7 @@ def accuracy_row(
         else accuracy(
             network.view(head, task, heads),
             test,
-            network.classes_per_task,
+            network.classes[task],
             offset=network.label_offset(head, task),
         )
         for task, (network, test) in enumerate(zip(networks, tests, strict=True))

@@ -1,6 +1,7 @@
 """The VGG family for small images, with one linear head per task."""
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -28,7 +29,7 @@ class ConcatenatedHeads(nn.Module):
     Parameters
     ----------
     heads : list of nn.Linear
-        Each maps (N, D) to (N, C).
+        Each maps (N, D) to (N, C), with a C of its own.
     """
 
     def __init__(self, heads: list[nn.Linear]) -> None:
@@ -36,7 +37,7 @@ class ConcatenatedHeads(nn.Module):
         self.heads = nn.ModuleList(heads)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Map features (N, D) to logits (N, C * number of heads)."""
+        """Map features (N, D) to logits (N, sum of C)."""
         return torch.cat([head(features) for head in self.heads], dim=1)
 
 
@@ -52,24 +53,20 @@ class TaskNetwork(nn.Module):
         Maps images (N, 3, H, W) to feature maps (N, D, h, w).
     channels : int
         D.
-    classes_per_task : int
-        C, the outputs of each head.
-    tasks : int
-        T, the number of heads.
+    classes : sequence of int
+        C_1 .. C_T, how many classes each task has: the outputs of its head.
     """
 
-    def __init__(
-        self, features: nn.Module, channels: int, classes_per_task: int, tasks: int
-    ) -> None:
+    def __init__(self, features: nn.Module, channels: int, classes: Sequence[int]) -> None:
         super().__init__()
-        self.classes_per_task = classes_per_task
+        self.classes = tuple(classes)
         self.features = features
         self.heads = nn.ModuleList(
-            nn.Linear(channels, classes_per_task, dtype=torch.float32) for _ in range(tasks)
+            nn.Linear(channels, count, dtype=torch.float32) for count in self.classes
         )
 
     def forward(self, images: Tensor) -> Tensor:
-        """Map images (N, 3, H, W) to the logits of all heads side by side, (N, T * C)."""
+        """Map images (N, 3, H, W) to the logits of all heads side by side, (N, sum of C)."""
         logits: Tensor = self.view("expanding", 0, len(self.heads))(images)
         return logits
 
@@ -79,9 +76,10 @@ class TaskNetwork(nn.Module):
         Parameters
         ----------
         head : {"shared", "multi", "expanding"}
-            ``shared``: the first head answers for every task (domain-incremental). ``multi``: the
-            task's own head (task-incremental). ``expanding``: one softmax over all classes seen so
-            far (class-incremental); labels are then offset by :meth:`label_offset`.
+            ``shared``: the first head answers for every task (domain-incremental), of the same size
+            each. ``multi``: the task's own head (task-incremental). ``expanding``: one softmax over
+            all classes seen so far (class-incremental); labels are then offset by
+            :meth:`label_offset`.
         task : int
             0 .. T - 1.
         seen : int
@@ -90,8 +88,18 @@ class TaskNetwork(nn.Module):
         Returns
         -------
         nn.Sequential
-            Maps images (N, 3, H, W) to logits (N, C), or (N, seen * C) if expanding.
+            Maps images (N, 3, H, W) to logits (N, C), or those of all seen heads if expanding.
+
+        Raises
+        ------
+        InputError
+            If a shared head is to answer for a task with another number of classes.
         """
+        if head == "shared" and self.classes[task] != self.classes[0]:
+            raise InputError(
+                f"model.head: shared answers {self.classes[0]} classes, but task {task + 1} has "
+                f"{self.classes[task]}; allowed for tasks of unequal size: multi, expanding"
+            )
         if head == "expanding":
             answer: nn.Module = ConcatenatedHeads(list(self.heads[:seen]))  # type: ignore[arg-type]
         else:
@@ -107,7 +115,7 @@ class TaskNetwork(nn.Module):
 
     def label_offset(self, head: Head, task: int) -> int:
         """Return what to add to a task's labels 0 .. C - 1 to index the view's logits."""
-        return task * self.classes_per_task if head == "expanding" else 0
+        return sum(self.classes[:task]) if head == "expanding" else 0
 
 
 def build_network(
@@ -115,8 +123,7 @@ def build_network(
     *,
     width: float,
     batch_norm: bool,
-    classes_per_task: int,
-    tasks: int,
+    classes: Sequence[int],
     seed: int,
 ) -> TaskNetwork:
     """Build a randomly initialised VGG, in float32.
@@ -137,10 +144,10 @@ def build_network(
         Factor on every layer's number of filters, > 0; each layer keeps at least one filter.
     batch_norm : bool
         Whether a BatchNorm follows every convolution.
-    classes_per_task, tasks : int
-        C and T.
+    classes : sequence of int
+        How many classes each task has.
     seed : int
-        Sets the initial weights. The features and the first heads do not depend on ``tasks``.
+        Sets the initial weights. Those of the features and of a head depend on no later task.
 
     Raises
     ------
@@ -152,7 +159,7 @@ def build_network(
     channels = [max(1, round(filters * width)) for filters in FILTERS]
     with torch.random.fork_rng(devices=[]):
         features = _convolutions(ARCHITECTURES[arch], channels, batch_norm)
-        network = TaskNetwork(features, channels[-1], classes_per_task, tasks)
+        network = TaskNetwork(features, channels[-1], classes)
         torch.manual_seed(derive_seed(seed, "weights"))
         _initialise(network.features)
         _initialise(network.heads)

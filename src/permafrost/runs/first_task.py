@@ -1,7 +1,7 @@
 """How the first task is learned: plainly, with what every strategy needs of it recorded."""
 
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -57,7 +57,8 @@ def learn_first(
         If the training diverges.
     """
     # The first task is answered by the first head under every head mode.
-    learner = Learner(tasks, settings.train, head="shared", seed=seed, device=device, curve_tasks=1)
+    first = replace(tasks, tasks=tasks.tasks[:1])
+    learner = Learner(first, settings.train, head="shared", seed=seed, device=device)
     network = new_network(settings, tasks, seed).to(device)
     progress = progress or Progress(0, [learner.measure(network, 0)])
     watched = common_parameters(network, "shared", learned=1)

@@ -11,7 +11,6 @@ def new_network(settings: Settings, tasks: TaskSequence, seed: int) -> TaskNetwo
         settings.arch,
         width=settings.width,
         batch_norm=settings.batch_norm,
-        classes_per_task=len(tasks.tasks[0].classes),
-        tasks=len(tasks.tasks),
+        classes=[len(task.classes) for task in tasks.tasks],
         seed=seed,
     )

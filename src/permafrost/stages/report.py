@@ -152,7 +152,7 @@ def _by_pct(rows: list[Row], params: Params) -> list[str]:
             accuracy_table(
                 ["frozen"],
                 _present(lines),
-                params.split.tasks,
+                len(params.split.sizes),
                 more=_seed_column(SEED_BY_PCT) if quoted else None,
                 headings=("seed: task 1", "seed: task 2") if quoted else (),
             ),
@@ -168,7 +168,7 @@ def _by_metric(rows: list[Row], params: Params, choices: dict[str, Any]) -> list
     lines = [([group["metric"]], members) for group, members in groups(at_pct, "metric")]
     return [
         f"### By metric, {share(pct)} of the filters frozen",
-        accuracy_table(["metric"], lines, params.split.tasks),
+        accuracy_table(["metric"], lines, len(params.split.sizes)),
     ]
 
 
@@ -195,7 +195,7 @@ def _methods(
         "### Methods",
         "Memory is what a method keeps besides the network.",
         accuracy_table(
-            ["method"], _present(lines), params.split.tasks, more=_costs, headings=_COSTS
+            ["method"], _present(lines), len(params.split.sizes), more=_costs, headings=_COSTS
         ),
         *_choices(choices),
     ]
@@ -264,7 +264,7 @@ def _seed_column(
 
 
 def _quotes_the_seed(params: Params) -> bool:
-    return params.profile == "paper" and params.split.tasks == 2  # the seed has no third
+    return params.profile == "paper" and len(params.split.sizes) == 2  # the seed has no third
 
 
 def _assumptions(params: Params) -> list[str]:
@@ -300,7 +300,7 @@ def _draw(rows: list[Row], params: Params) -> None:
     ]
     others = [_with_label(row, params) for row in mine if row["strategy"] != "freeze"]
     single = [_point(group, members) for group, members in groups(others, "label")]
-    draw_trade_off(TRADE_OFF_PICTURE, points, single, params.split.tasks)
+    draw_trade_off(TRADE_OFF_PICTURE, points, single, len(params.split.sizes))
     save_json(
         TRADE_OFF_POINTS,
         [

@@ -26,6 +26,7 @@ def make_tasks(params: Params, seed: int) -> TaskSequence:
     split = params.split
     return split_tasks(
         load_dataset(split.dataset, images_root(params, project_root()), split.image_size),
+        classes=split.classes,
         classes_per_task=split.classes_per_task,
         tasks=split.tasks,
         selection=split.selection,

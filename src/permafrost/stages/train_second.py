@@ -56,7 +56,7 @@ def run(seed: int) -> None:
     """
     with open_stage("train_second", seed) as workspace:
         params = workspace.params
-        epochs = params.train.epochs * (params.split.tasks - 1)
+        epochs = params.train.epochs * (len(params.split.sizes) - 1)
         with progress_bar(f"further tasks, seed {seed}", epochs) as advance:
             record = train_cell(
                 workspace.store,
@@ -78,6 +78,6 @@ def run(seed: int) -> None:
         row = record["row"]
         shown = ", ".join(
             f"task {task + 1} {row[f'acc_task{task + 1}']:.1%}"
-            for task in range(params.split.tasks)
+            for task in range(len(params.split.sizes))
         )
         print(f"{record['name']}: {shown}")

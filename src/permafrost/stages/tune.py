@@ -70,7 +70,7 @@ def _choose(workspace: Workspace, head: Head) -> dict[str, Choice]:
             continue
         specs = [_trial(workspace.params, name, head, chosen | {name: hyper}) for hyper in grid]
         records = train_cells(workspace, specs, f"trials of {name}", on_validation=True)
-        tasks = [f"acc_task{task + 1}" for task in range(workspace.params.split.tasks)]
+        tasks = [f"acc_task{task + 1}" for task in range(len(workspace.params.split.sizes))]
         shown = ["key", *tasks, "acc_mean"]
         trials = [
             {"hyper": hyper} | {key: records[spec]["row"].get(key) for key in shown}

@@ -3,7 +3,9 @@
 The one-softmax form (an expanding head over all classes) is what the post compared with.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import ClassVar
 
 import torch
@@ -56,7 +58,7 @@ class Joint(Strategy):
             Batches(union(sequence.tasks), sequence.normalization, learner.device),
             replace(learner.config, epochs=self.passes * learner.config.epochs),
             generator=generator(learner.seed, "order", "joint"),
-            objective=self.objective(network.classes_per_task),
+            objective=self.objective(network.classes),
             measure=lambda: learner.curve(network, tasks, self, {}),
             resume=progress.training,
             on_epoch=lambda _: on_epoch(progress) if on_epoch else None,
@@ -76,13 +78,13 @@ class Joint(Strategy):
         tasks = len(network.heads)
         return network.view("shared" if self.head == "shared" else "expanding", 0, tasks)
 
-    def objective(self, classes: int) -> Objective:
+    def objective(self, classes: Sequence[int]) -> Objective:
         """Return the cross entropy under the run's own head.
 
         Parameters
         ----------
-        classes : int
-            C; labels are 0 .. T * C - 1, as :func:`union` numbers them.
+        classes : sequence of int
+            How many each task has; labels are as :func:`union` numbers them.
         """
 
         def cross_entropy(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
@@ -91,19 +93,35 @@ class Joint(Strategy):
 
         return cross_entropy
 
-    def _answer(self, logits: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:
+    def _answer(
+        self, logits: Tensor, labels: Tensor, classes: Sequence[int]
+    ) -> tuple[Tensor, Tensor]:
         if self.head == "expanding":
             return logits, labels
+        starts = torch.tensor(_starts(classes), device=labels.device)
+        task = torch.bucketize(labels, starts, right=True) - 1
         if self.head == "multi":  # each image is answered by its own task's head
-            by_task = logits.unflatten(1, (-1, classes))
-            logits = by_task[torch.arange(len(labels), device=labels.device), labels // classes]
-        return logits, labels % classes
+            parts = logits.split(list(classes), dim=1)
+            by_task = torch.stack([_padded(part, max(classes)) for part in parts])
+            logits = by_task[task, torch.arange(len(labels), device=labels.device)]
+        return logits, labels - starts[task]
 
 
 def union(tasks: tuple[Task, ...]) -> LabeledImages:
-    """Return the training images of all tasks; task k's labels are offset by k * C."""
-    classes = len(tasks[0].classes)
+    """Return the training images of all tasks; a task's labels follow those of the one before."""
+    starts = _starts([len(task.classes) for task in tasks])
     return LabeledImages(
         torch.cat([task.train.images for task in tasks]),
-        torch.cat([task.train.labels + index * classes for index, task in enumerate(tasks)]),
+        torch.cat([task.train.labels + start for task, start in zip(tasks, starts, strict=True)]),
     )
+
+
+def _starts(classes: Sequence[int]) -> list[int]:
+    """Return the first label of each task."""
+    return [0, *accumulate(classes)][: len(classes)]
+
+
+def _padded(logits: Tensor, classes: int) -> Tensor:
+    """Widen logits (N, C) to (N, classes) by classes that are never answered."""
+    least = torch.finfo(logits.dtype).min
+    return F.pad(logits, (0, classes - logits.shape[1]), value=least)

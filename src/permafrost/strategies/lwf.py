@@ -1,5 +1,6 @@
 """Learning without Forgetting (Li & Hoiem 2016)."""
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import ClassVar
@@ -30,7 +31,7 @@ def teacher_memory(lesson: Lesson) -> Memory:
     body = lesson.view(0)[:-1]
     with measuring(network):
         answers = [
-            old_logits(network, lesson.head, learned, body(images))
+            torch.cat(old_logits(network, lesson.head, learned, body(images)), dim=1)
             for images, _ in lesson.batches(learned).ordered(256)
         ]
     teacher = torch.cat(answers).cpu()
@@ -88,17 +89,22 @@ class Lwf(Strategy):
         return lesson.memory if lesson.is_last else teacher_memory(lesson)
 
 
-def distillation(logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+def distillation(logits: Sequence[Tensor], teacher: Tensor, temperature: float) -> Tensor:
     """Return the cross entropy of softened answers, in nats.
 
     Parameters
     ----------
-    logits, teacher : Tensor, shape (N, G, C)
-        Of the new and the old network; a softmax for each of G groups, whose losses add up.
+    logits : sequence of Tensor, shape (N, C)
+        Of the new network; a softmax for each group, whose losses add up.
+    teacher : Tensor, shape (N, sum of C)
+        Of the old network, the groups side by side.
     temperature : float
         T > 0; logits are divided by it.
     """
-    targets = (teacher / temperature).softmax(dim=-1)
-    # In the teacher's type: autocast leaves short logits short here.
-    answers = (logits.to(teacher.dtype) / temperature).log_softmax(dim=-1)
-    return -(targets * answers).sum(dim=(1, 2)).mean()
+    terms = []
+    groups = teacher.split([group.shape[1] for group in logits], dim=1)
+    for new, old in zip(logits, groups, strict=True):
+        targets = (old / temperature).softmax(dim=1)
+        # In the teacher's type: autocast leaves short logits short here.
+        terms.append(targets * (new.to(teacher.dtype) / temperature).log_softmax(dim=1))
+    return -torch.cat(terms, dim=1).sum(dim=1).mean()

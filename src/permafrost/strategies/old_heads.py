@@ -1,6 +1,5 @@
 """What a network answers for the tasks before the one that it learns."""
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -10,7 +9,7 @@ from permafrost.models import Head, TaskNetwork
 def head_logits(
     network: TaskNetwork, head: Head, task: int, seen: int, embedding: Tensor
 ) -> Tensor:
-    """Return an old task's logits (N, C), or (N, seen * C) if expanding.
+    """Return an old task's logits (N, C), or those of all seen tasks if expanding.
 
     Parameters
     ----------
@@ -32,16 +31,14 @@ def head_logits(
     return F.linear(embedding, answer.weight.detach(), answer.bias.detach())
 
 
-def old_logits(network: TaskNetwork, head: Head, learned: int, embedding: Tensor) -> Tensor:
+def old_logits(network: TaskNetwork, head: Head, learned: int, embedding: Tensor) -> list[Tensor]:
     """Return the logits of all classes learned before, in groups of one softmax each.
 
     Returns
     -------
-    Tensor, shape (N, G, C')
-        ``shared``: the one head, G = 1. ``multi``: a group for each old head. ``expanding``: one
-        group of all old classes, C' = learned * C.
+    list of Tensor, shape (N, C')
+        ``shared``: the one head. ``multi``: a group for each old head. ``expanding``: one group of
+        all old classes.
     """
     groups = learned if head == "multi" else 1
-    return torch.stack(
-        [head_logits(network, head, task, learned, embedding) for task in range(groups)], dim=1
-    )
+    return [head_logits(network, head, task, learned, embedding) for task in range(groups)]
