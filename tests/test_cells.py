@@ -4,7 +4,6 @@ import dataclasses
 import json
 import multiprocessing
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
@@ -18,7 +17,6 @@ from permafrost.evaluation import Accuracy
 from permafrost.experiment import (
     CellInputs,
     first_lesson,
-    frozen_masks,
     new_network,
     train_cell,
     train_first_task,
@@ -27,9 +25,10 @@ from permafrost.machine import fingerprint, machine_identity
 from permafrost.models import HEADS
 from permafrost.params import Params
 from permafrost.plan import CellSpec, grids, method_cell, sweep_cells
-from permafrost.ranking import CONTROLS, RESPONSES, metrics, own_code
+from permafrost.ranking import CONTROLS, RESPONSES, method
+from permafrost.ranking.method import frozen_masks
 from permafrost.source import PACKAGE, TRAINING_CODE, training_digest
-from permafrost.strategies import KNOWLEDGE, STRATEGIES, Progress, common_parameters, reranking
+from permafrost.strategies import KNOWLEDGE, STRATEGIES, Progress, common_parameters
 from permafrost.training import TrainingState
 
 CPU = torch.device("cpu")
@@ -711,7 +710,7 @@ def test_every_criterion_ranks_anew(store, make_sequence, criterion, head):
 
 
 def test_incomplete_maps_rank_no_further_task(store, make_sequence, monkeypatch):
-    monkeypatch.setattr(reranking, "COMPLETENESS_BOUND", 0)
+    monkeypatch.setattr(method, "COMPLETENESS_BOUND", 0)
     with pytest.raises(InputError, match=r"^saliency\.method: fullgrad's terms miss the logit"):
         train_ranked(store, make_sequence(tasks=3), "mse")
     record, _ = train_ranked(store, make_sequence(tasks=3), "taylor")  # it looks at no map
@@ -955,44 +954,6 @@ def test_the_key_of_a_third_task_changes_with_how_it_is_ranked(make_sequence):
         )
     }
     assert len(keys) == 4
-
-
-def test_the_key_changes_with_the_code_of_ones_own_metric(make_sequence, tmp_path, monkeypatch):
-    """Also with what it imports of its package, where filters are ranked anew by it."""
-    package = tmp_path / "own_metrics"
-    package.mkdir()
-    helper = package / "helper.py"
-    helper.write_text("WEIGHT = 1.0\n")
-    (package / "score.py").write_text(
-        "from own_metrics.helper import WEIGHT\n"
-        "from permafrost.ranking import map_metric\n\n"
-        "@map_metric(higher_is_better=True)\n"
-        "def score(saliency, filters):\n    return WEIGHT * filters\n"
-    )
-    monkeypatch.syspath_prepend(tmp_path)
-    spec = dataclasses.replace(FREEZE, metric="own_metrics.score:score")
-    for tasks, count in ((3, 2), (2, 1)):
-        inputs = CellInputs(make_sequence(tasks=tasks), "tasks", {}, "first", unread)
-        keys = set()
-        for weight in (1.0, 2.0):
-            helper.write_text(f"WEIGHT = {weight}\n")
-            metrics._imported.cache_clear()  # as in a new process
-            for name in [name for name in sys.modules if name.startswith("own_metrics")]:
-                monkeypatch.delitem(sys.modules, name)
-            key = key_of(spec, inputs, split={"tasks": tasks})
-            helper.write_text("WEIGHT = 3.0  # not what runs\n")
-            assert key_of(spec, inputs, split={"tasks": tasks}) == key
-            keys.add(key)
-        assert len(keys) == count
-
-
-def test_a_metric_that_changes_while_it_is_imported_is_refused(tmp_path, monkeypatch):
-    (tmp_path / "restless.py").write_text(
-        "from pathlib import Path\n\nPath(__file__).write_text('score = None')\n"
-    )
-    monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(InputError, match=r"cannot be imported \(RuntimeError: it was changed"):
-        own_code("restless:score")
 
 
 def test_keys_are_for_all_requests_alike():

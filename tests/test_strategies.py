@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from permafrost.ranking.method import ExplainConfig, rank_network
 from permafrost.strategies import (
     STRATEGIES,
     Ewc,
@@ -22,7 +23,6 @@ from permafrost.strategies import (
     Lwf,
     Progress,
     learner,
-    reranking,
 )
 from permafrost.strategies.joint import union
 from permafrost.training import Batch, TrainingConfig
@@ -365,14 +365,12 @@ def test_reranking_orders_every_layer(make_network, make_sequence, half_masks):
 
     network, sequence = make_network(width=0.01), make_sequence()
     batches = Batches(sequence.tasks[0].train, sequence.normalization, CPU)
-    config = reranking.ExplainConfig(steps=1)
+    config = ExplainConfig(steps=1)
     before = copy.deepcopy(network.state_dict())
 
     def rank(criterion, config=config, seed=0):
         view = network.view("shared", 0, 1)
-        return reranking.rank_network(
-            view, batches, 2, sequence.normalization, criterion, config, seed
-        )
+        return rank_network(view, batches, 2, sequence.normalization, criterion, config, seed)
 
     for criterion in ("mse", "magnitude"):
         orders = rank(criterion)
@@ -382,6 +380,6 @@ def test_reranking_orders_every_layer(make_network, make_sequence, half_masks):
             assert order.sort().values.tolist() == list(range(filters))
     weights = network.features[18].weight.detach().flatten(1).abs().sum(1)
     assert rank("magnitude")["features.18"][0] == weights.argmax()
-    worst_first = rank("magnitude", reranking.ExplainConfig(steps=1, reverse=True))
+    worst_first = rank("magnitude", ExplainConfig(steps=1, reverse=True))
     assert worst_first["features.18"][-1] == weights.argmax()
     assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())

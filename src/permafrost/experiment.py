@@ -26,12 +26,15 @@ from permafrost.evaluation import (
     mean_drift,
     response_drift,
 )
-from permafrost.explain import conv_layers
+from permafrost.explain import SALIENCY_METHODS, conv_layers
 from permafrost.machine import machine_identity
 from permafrost.models import TaskNetwork, build_network
 from permafrost.params import Params
 from permafrost.plan import CellSpec
-from permafrost.ranking import frozen_mask, own_code
+from permafrost.ranking import CRITERIA, filters_of
+from permafrost.ranking.method import ExplainConfig, frozen_masks, rank_network
+from permafrost.registry import custom_sources
+from permafrost.source import PACKAGE_SOURCES, reach_digest
 from permafrost.strategies import (
     INTEGRAL,
     RETRAIN,
@@ -51,7 +54,6 @@ from permafrost.strategies import (
     Strategy,
     common_parameters,
 )
-from permafrost.strategies.reranking import ExplainConfig, rank_network
 from permafrost.training import TrainingConfig, part_of, resolve_precision
 
 OnEpoch = Callable[[Progress], None]
@@ -91,11 +93,6 @@ class CellInputs:
 
 
 Masks = Mapping[str, Tensor]
-
-
-def frozen_masks(orders: Masks, pct: float) -> dict[str, Tensor]:
-    """Return the masks of the first share of every layer's order."""
-    return {name: frozen_mask(order, pct) for name, order in orders.items()}
 
 
 def new_network(params: Params, seed: int) -> TaskNetwork:
@@ -375,7 +372,8 @@ def _cell_request(
         }
         if len(inputs.tasks.tasks) > 2:  # ranked anew, by all that ranking depends on
             identity["explain"] = asdict(explain_config(params))
-            identity["criterion"] = own_code(spec.metric)
+            homes = [CRITERIA.home(spec.metric), SALIENCY_METHODS.home(params.saliency.method)]
+            identity["code"] = reach_digest(homes, PACKAGE_SOURCES | custom_sources())
     return CellRequest(
         kind=inputs.kind,
         name=spec.name,
@@ -418,7 +416,7 @@ def _dotted(sections: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _digest(masks: Masks) -> str:
-    frozen = {name: mask.nonzero().flatten().tolist() for name, mask in masks.items()}
+    frozen = {name: filters_of(mask) for name, mask in masks.items()}
     return hashlib.sha256(json.dumps(frozen, sort_keys=True).encode()).hexdigest()
 
 

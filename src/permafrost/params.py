@@ -13,7 +13,8 @@ from permafrost.data.datasets import printable
 from permafrost.errors import InputError
 from permafrost.explain import SALIENCY_METHODS
 from permafrost.models import ARCHITECTURES, HEADS
-from permafrost.ranking import AGGREGATES, check_criterion, known_criteria
+from permafrost.ranking import AGGREGATES, CRITERIA
+from permafrost.registry import Registry
 from permafrost.strategies import STRATEGIES
 
 # The profiles have 3000. The parser takes seconds for much more.
@@ -38,16 +39,23 @@ def _one_of(*allowed: str) -> AfterValidator:
     return AfterValidator(check)
 
 
-def _criterion(name: str) -> str:
-    parts = name.replace(":", ".", 1).split(".")
-    if len(name) > MAX_NAME or not all(part.isidentifier() for part in parts):
-        known = ", ".join(known_criteria())
-        raise ValueError(f"{_shown(name)} is no metric; allowed: {known}, or module:function")
-    try:
-        check_criterion(name)
-    except InputError as error:
-        raise ValueError(str(error)) from error
-    return name
+def _in(registry: Registry[Any]) -> AfterValidator:
+    """Accept a registered name, or ``module:name`` of a user's own, which is imported."""
+
+    def check(name: str) -> str:
+        parts = name.replace(":", ".", 1).split(".")
+        if len(name) > MAX_NAME or not all(part.isidentifier() for part in parts):
+            known = ", ".join(registry)
+            raise ValueError(
+                f"{_shown(name)} is no {registry.kind}; allowed: {known}, or module:function"
+            )
+        try:
+            registry.find(name)
+        except InputError as error:
+            raise ValueError(str(error)) from error
+        return name
+
+    return AfterValidator(check)
 
 
 def _unique(values: list[Any]) -> list[Any]:
@@ -71,7 +79,7 @@ def _path(text: str) -> str:
 
 # -0.0 would give the training of 0.0 another key.
 Number = Annotated[float, AfterValidator(lambda value: value + 0.0)]
-Criterion = Annotated[str, AfterValidator(_criterion)]
+Criterion = Annotated[str, _in(CRITERIA)]
 Share = Annotated[Number, Field(ge=0, le=1)]
 HeadName = Annotated[str, _one_of(*HEADS)]
 
@@ -127,7 +135,7 @@ class Train(_Section):
 class Saliency(_Section):
     """The maps of what the network looks at, per class."""
 
-    method: Annotated[str, _one_of(*SALIENCY_METHODS)] = "fullgrad"
+    method: Annotated[str, _in(SALIENCY_METHODS)] = "fullgrad"
     reading: Literal["layer", "channel"] = "layer"
 
 
