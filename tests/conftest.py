@@ -2,6 +2,8 @@
 
 import copy
 import gc
+import importlib
+import itertools
 import signal
 import sys
 from contextlib import contextmanager, nullcontext
@@ -9,6 +11,7 @@ from contextlib import contextmanager, nullcontext
 import pytest
 import torch
 
+from permafrost import registry
 from permafrost.cells import CellStore
 from permafrost.data import LabeledImages, Normalization, Task, TaskSequence
 from permafrost.models import build_network
@@ -277,3 +280,23 @@ def make_store(tmp_path, monkeypatch):
         return store
 
     return build
+
+
+_count = itertools.count()
+
+
+@pytest.fixture
+def write_own(tmp_path, monkeypatch):
+    """Return a function that writes a file of the user's own and returns its module's name."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "custom").mkdir()
+
+    def write(text):
+        name = f"own{next(_count)}"
+        (tmp_path / "custom" / f"{name}.py").write_text(text)
+        monkeypatch.setattr(registry, "_snapshots", {})  # as in a new process
+        importlib.invalidate_caches()
+        return f"custom.{name}"
+
+    return write

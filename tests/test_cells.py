@@ -3,12 +3,13 @@
 import dataclasses
 import json
 import multiprocessing
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from permafrost import cells
+from permafrost import cells, registry
 from permafrost.artifacts import file_digest, load_tensors, save_record, save_tasks, save_tensors
 from permafrost.cells import CellRequest, run_record, with_row
 from permafrost.errors import InputError, NotFiniteError
@@ -16,7 +17,6 @@ from permafrost.evaluation import Accuracy
 from permafrost.experiment import (
     CellInputs,
     first_lesson,
-    frozen_masks,
     knowledge_name,
     new_network,
     train_cell,
@@ -26,11 +26,12 @@ from permafrost.machine import fingerprint, machine_identity
 from permafrost.models import HEADS
 from permafrost.params import Params
 from permafrost.plan import CellSpec, grids, method_cell, sweep_cells
-from permafrost.ranking import CONTROLS, RESPONSES
+from permafrost.ranking import CONTROLS, RESPONSES, method
+from permafrost.ranking.method import frozen_masks
 from permafrost.runs import further_tasks, key
 from permafrost.runs.outcome import Outcome, accuracy_facts
 from permafrost.runs.rows import further_row, row_accuracies
-from permafrost.strategies import STRATEGIES, Progress, common_parameters, ranked, reranking
+from permafrost.strategies import STRATEGIES, Progress, common_parameters, ranked
 from permafrost.training import TrainingState
 
 CPU = torch.device("cpu")
@@ -731,7 +732,7 @@ def test_every_criterion_ranks_anew(store, make_sequence, criterion, head):
 
 
 def test_incomplete_maps_rank_no_further_task(store, make_sequence, monkeypatch):
-    monkeypatch.setattr(reranking, "COMPLETENESS_BOUND", 0)
+    monkeypatch.setattr(method, "COMPLETENESS_BOUND", 0)
     with pytest.raises(InputError, match=r"^saliency\.method: fullgrad's terms miss the logit"):
         train_ranked(store, make_sequence(tasks=3), "mse")
     record, _ = train_ranked(store, make_sequence(tasks=3), "taylor")  # it looks at no map
@@ -981,21 +982,36 @@ def test_the_key_of_a_third_task_changes_with_how_it_is_ranked(make_sequence):
 def test_the_key_changes_with_the_code_of_ones_own_criterion(make_sequence, tmp_path, monkeypatch):
     """Also with what it imports of its folder, where filters are ranked anew by it."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
     helper = tmp_path / "custom/helper.py"
     helper.parent.mkdir()
-    (tmp_path / "custom/score.py").write_text("from custom.helper import WEIGHT\n")
+    (tmp_path / "custom/score.py").write_text(
+        "from custom.helper import WEIGHT\n"
+        "from permafrost.ranking import map_metric\n\n"
+        "@map_metric(higher_is_better=True)\n"
+        "def score(saliency, filters):\n    return WEIGHT * filters\n"
+    )
     spec = dataclasses.replace(FREEZE, metric="custom.score:score")
     for tasks, count in ((3, 2), (2, 1)):
         inputs = CellInputs(make_sequence(tasks=tasks), "tasks", {}, "first", unread)
         keys = set()
         for text in ("WEIGHT = 1.0\n", "WEIGHT = 1.0  # as before\n", "WEIGHT = 2.0\n"):
             helper.write_text(text)
-            key._sources.cache_clear()  # as in a new process
+            as_in_a_new_process(monkeypatch)
             keys.add(key_of(spec, inputs, split={"tasks": tasks}))
-            helper.write_text("WEIGHT = 3.0  # not what runs\n")
-            assert key_of(spec, inputs, split={"tasks": tasks}) in keys
         assert len(keys) == count
+    helper.write_text("WEIGHT = 3.0  # not what runs\n")
+    with pytest.raises(InputError, match="custom was changed"):
+        key_of(spec, dataclasses.replace(inputs, tasks=make_sequence(tasks=3)))
+    as_in_a_new_process(monkeypatch)
+
+
+def as_in_a_new_process(monkeypatch):
+    """Forget what of ``custom`` was read and imported."""
     key._sources.cache_clear()
+    registry._snapshots.clear()
+    for name in [name for name in sys.modules if name.startswith("custom")]:
+        monkeypatch.delitem(sys.modules, name)
 
 
 def test_keys_are_for_all_requests_alike():

@@ -378,20 +378,77 @@ def test_a_root_makes_image_folder_valid(load):
     assert params.split.root == "photos"
 
 
-def test_a_users_own_metric(load, tmp_path, monkeypatch):
-    (tmp_path / "own_metric_of_a_test.py").write_text(
-        "from permafrost.ranking import map_metric\n\n\n"
-        "@map_metric(higher_is_better=True)\n"
-        "def score(filter_maps, class_maps):\n"
-        "    return filter_maps.flatten(1) @ class_maps.flatten(1).T\n"
-    )
-    monkeypatch.syspath_prepend(tmp_path)
-    params = load("rank: {metrics: [mse, pearson, 'own_metric_of_a_test:score']}")
-    assert params.rank.metrics[-1] == "own_metric_of_a_test:score"
+OWN = """
+from permafrost.explain import saliency_method
+from permafrost.ranking import map_metric, weights_criterion
+
+@map_metric(higher_is_better=True)
+def score(filter_maps, class_maps):
+    return filter_maps.flatten(1) @ class_maps.flatten(1).T
+
+@weights_criterion
+def peak(evidence):
+    return {name: weight.flatten(1).amax(1, True) for name, weight in evidence.weights.items()}
+
+@saliency_method
+def brightness(model, images, targets):
+    return images.mean(1)
+
+def plain(images):
+    return images
+"""
 
 
-def test_a_users_own_metric_that_exits(load, tmp_path, monkeypatch):
-    (tmp_path / "exiting_metric_of_a_test.py").write_text("raise SystemExit\n")
-    monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(InputError, match=r"exiting_metric_of_a_test.* cannot be imported"):
-        load("rank: {metrics: [mse, 'exiting_metric_of_a_test:score']}")
+def test_users_own_criteria_and_saliency_methods(load, write_own):
+    own = write_own(OWN)
+    ranked = f"rank: {{metrics: [mse, '{own}:score', '{own}:peak']}}"
+    used = f"freeze: {{metric: '{own}:peak'}}, sweep: {{metrics: ['{own}:score']}}"
+    params = load(f"{{{ranked}, {used}, saliency: {{method: '{own}:brightness'}}}}")
+    assert params.rank.metrics[1:] == [f"{own}:score", f"{own}:peak"]
+    assert params.saliency.method == f"{own}:brightness"
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ("rank: {metrics: [mse, 'OWN:other']}", "custom.own.* has no 'other'"),
+        ("rank: {metrics: [mse, 'OWN:plain']}", "is none; decorate it with map_metric.*network_"),
+        ("rank: {metrics: [mse, 'OWN:brightness']}", "is none; decorate it with map_metric"),
+        ("saliency: {method: 'OWN:plain'}", "is none; decorate it with saliency_method"),
+        ("saliency: {method: 'OWN:score'}", "is none; decorate it with saliency_method"),
+    ],
+)
+def test_what_of_users_own_is_refused(load, write_own, section, message):
+    with pytest.raises(InputError, match=message) as caught:
+        load(section.replace("OWN", write_own(OWN)))
+    assert str(caught.value).startswith(f"params.yaml: {section.partition(':')[0]}.")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["os;rm:f", "custom/x:f", "a b", "", ":f", "custom.x:f()"])
+def test_names_that_no_module_has(load, name):
+    with pytest.raises(InputError, match=r"is no criterion; allowed: .*mse.*, or module:Name"):
+        load(f"rank: {{metrics: [mse, '{name}']}}")
+    with pytest.raises(InputError, match=r"is no saliency method; allowed: .*fullgrad"):
+        load(f"saliency: {{method: '{name}'}}")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("raise SystemExit", r"cannot be imported \(SystemExit"),
+        ("raise RuntimeError('two\\nlines')", r"cannot be imported \(RuntimeError: two lines"),
+        ("def broken(", r"cannot be imported \(SyntaxError"),
+    ],
+)
+def test_a_module_that_cannot_be_imported(load, write_own, text, message):
+    with pytest.raises(InputError, match=message) as caught:
+        load(f"rank: {{metrics: [mse, '{write_own(text)}:score']}}")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_module_outside_of_custom_is_refused(load, write_own, tmp_path):
+    write_own("")
+    (tmp_path / "own_metric_of_a_test.py").write_text(OWN)
+    with pytest.raises(InputError, match=r"neither in custom/ nor installed: move it to custom/"):
+        load("rank: {metrics: [mse, 'own_metric_of_a_test:score']}")

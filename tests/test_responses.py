@@ -37,9 +37,9 @@ from permafrost.ranking import (
     order_filters,
     score_filters,
 )
+from permafrost.ranking import method as ranking_method
 from permafrost.stages import rank as stage
 from permafrost.stages.workspace import FILTERS, FIRST, RANKS, SALIENCY, TASKS, seed_file
-from permafrost.strategies import reranking
 
 CLASSES = 3
 
@@ -465,7 +465,8 @@ def test_relevance_keeps_no_graph():
         assert not any(values.requires_grad for values in layers.values())
 
 
-def test_no_batch_is_kept_for_a_backward_pass():
+@pytest.mark.parametrize("criteria", [["activation", "taylor", "fisher"], ["relevance"]])
+def test_no_batch_is_kept_for_a_backward_pass(criteria):
     class Kept:
         def __init__(self, tensor):
             self.tensor = tensor
@@ -484,9 +485,26 @@ def test_no_batch_is_kept_for_a_backward_pass():
             counts.append(len(kept))
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda box: box.tensor):
-        filter_responses(small_network(), batches(), CLASSES, RESPONSES)
+        filter_responses(small_network(), batches(), CLASSES, criteria)
     assert ever
     assert counts == [0, 0, 0]
+
+
+def test_batches_are_run_through_anew_where_they_can_be():
+    class Loader:
+        passes = 0
+
+        def __iter__(self):
+            self.passes += 1
+            yield from in_batches(*labelled_images())
+
+    loader, model = Loader(), small_network()
+    found = filter_responses(model, loader, CLASSES, RESPONSES)
+    assert loader.passes == 2  # one for relevance
+    assert list(found) == list(RESPONSES)
+    for criterion, layers in respond(model).items():
+        for layer, values in layers.items():
+            assert torch.equal(found[criterion][layer], values)
 
 
 # Which module a filter's feature map is read from
@@ -644,7 +662,7 @@ def assert_same(model, before, state):
         assert torch.equal(value, state[name])
 
 
-@pytest.mark.parametrize("criteria", [*[[name] for name in RESPONSES], RESPONSES])
+@pytest.mark.parametrize("criteria", [*[[name] for name in RESPONSES], list(RESPONSES)])
 def test_the_model_is_left_as_it_was(criteria):
     model = small_network().train()
     model[1].eval()
@@ -699,13 +717,13 @@ def test_responses_that_are_not_finite(criterion):
     model = small_network()
     with torch.no_grad():
         model[0].weight[1, 0, 0, 0] = math.nan
-    with pytest.raises(ValueError, match=f"'{criterion}' of layer '.' is not finite"):
+    with pytest.raises(ValueError, match="the model's logits are not all finite"):
         respond(model, [criterion])
 
 
 def test_unusable_requests():
     model, (images, labels) = small_network(), labelled_images()
-    with pytest.raises(ValueError, match="unknown: \\['mse'\\]"):
+    with pytest.raises(ValueError, match="criterion 'mse' looks at no images"):
         respond(model, ["mse", "taylor"])
     with pytest.raises(ValueError, match=r"classes without images: \[2\]"):
         respond(model, ["taylor"], data=(images[:2], labels[:2]))
@@ -756,7 +774,7 @@ def test_models_that_do_not_return_logits(criterion, wrap):
 
 @pytest.mark.parametrize("criterion", RESPONSES)
 def test_too_few_logits(criterion):
-    with pytest.raises(ValueError, match="returns 3 logits, too few for the labels"):
+    with pytest.raises(ValueError, match=r"labels must lie in 0\.\.2"):
         filter_responses(
             small_network(), [(labelled_images(4)[0], torch.arange(4))], 4, [criterion]
         )
@@ -770,7 +788,7 @@ def test_labels_may_be_a_list_or_of_another_integer_type():
         for criterion, layers in expected.items():
             for layer, values in layers.items():
                 assert torch.equal(found[criterion][layer], values)
-    with pytest.raises(ValueError, match="labels must be integers"):
+    with pytest.raises(ValueError, match="targets must be whole numbers"):
         filter_responses(model, [(images, labels.double())], CLASSES, RESPONSES)
 
 
@@ -780,7 +798,7 @@ def test_labels_may_be_a_list_or_of_another_integer_type():
 def test_kinds_of_criteria():
     assert not set(METRICS) & set(CONTROLS) | set(CONTROLS) & set(RESPONSES)
     assert needs_maps("mse")
-    assert needs_maps("custom.metrics:own")
+    assert needs_maps("custom.centre_distance:centre_distance")
     for name in (*CONTROLS, *RESPONSES):
         check_criterion(name)
         assert not needs_maps(name)
@@ -801,7 +819,7 @@ def test_response_criteria_need_class_scores():
     evidence = network_evidence(small_network(), 0)
     partial = replace(evidence, class_scores={"taylor": {"0": torch.ones(3, CLASSES)}})
     for unusable in (evidence, partial):
-        with pytest.raises(ValueError, match="'taylor' needs class scores of '0'"):
+        with pytest.raises(InputError, match="'taylor' gave no class scores of layer '0'"):
             score_filters("taylor", unusable)
 
 
@@ -887,13 +905,13 @@ def test_later_tasks_are_ranked_by_what_the_criterion_needs(
     def refuse(*_args, **_options):
         raise AssertionError("maps were made for a criterion that looks at none")
 
-    monkeypatch.setattr(reranking, "class_saliency", refuse)
-    monkeypatch.setattr(reranking, "visualize_network", refuse)
+    monkeypatch.setattr(ranking_method, "class_saliency", refuse)
+    monkeypatch.setattr(ranking_method, "visualize_network", refuse)
     sequence, model = make_sequence(), make_network().view("shared", 0, 1)
     batches = Batches(sequence.tasks[0].train, sequence.normalization, "cpu")
     for aggregate in ("union", "combined"):
-        config = reranking.ExplainConfig(aggregate=aggregate)
-        orders = reranking.rank_network(
+        config = ranking_method.ExplainConfig(aggregate=aggregate)
+        orders = ranking_method.rank_network(
             model, batches, 2, sequence.normalization, criterion, config, 0
         )
         evidence = network_evidence(model, 0)
@@ -908,12 +926,12 @@ def test_later_tasks_are_ranked_by_what_the_criterion_needs(
 
 def test_combined_ranks_maps_against_one_map():
     evidence = hand_made_evidence()
-    config = reranking.ExplainConfig(aggregate="combined")
-    scores, orders = reranking.order_layers("mse", evidence, config)
+    config = ranking_method.ExplainConfig(aggregate="combined")
+    scores, orders = ranking_method.order_layers("mse", evidence, config)
     assert scores["conv"].shape == (3, 1)
     assert orders["conv"].tolist() == [2, 1, 0]
     # Each class by itself: filter 1 is class 0's map.
-    _, orders = reranking.order_layers("mse", evidence, replace(config, aggregate="union"))
+    _, orders = ranking_method.order_layers("mse", evidence, replace(config, aggregate="union"))
     assert orders["conv"].tolist()[0] == 1
 
 

@@ -50,7 +50,7 @@ def test_what_a_run_reaches_changes_its_hash(edited):
         "permafrost.strategies.freeze",
         "permafrost.strategies.",
         "permafrost.explain.fullgrad",
-        "permafrost.ranking.metrics",
+        "permafrost.ranking.map_metrics",
         "permafrost.runs.rows",
         "permafrost.evaluation.measures",
         "permafrost.tables",

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from permafrost.ranking.method import ExplainConfig, rank_network
 from permafrost.strategies import (
     STRATEGIES,
     Ewc,
@@ -23,7 +24,6 @@ from permafrost.strategies import (
     Progress,
     joint,
     learner,
-    reranking,
 )
 from permafrost.strategies.joint import union
 from permafrost.strategies.ranked import RankedMasks
@@ -291,7 +291,7 @@ def test_frozen_filters_are_never_released(run, half_masks):
 def test_a_share_of_the_free_filters_joins_the_frozen_ones(make_network, make_sequence, pct, left):
     """Down to layers without a live filter."""
     network, sequence = make_network(tasks=4, width=0.125), make_sequence(tasks=4)
-    config = reranking.ExplainConfig()
+    config = ExplainConfig()
     strategy = Freeze("shared", RankedMasks("magnitude", pct, config))
     course = Learner(sequence, TrainingConfig(epochs=1), head="shared", seed=0, device=CPU)
     progress, found, frozen = Progress(0, [course.measure(network, 0)]), [], {}
@@ -406,14 +406,12 @@ def test_reranking_orders_every_layer(make_network, make_sequence, half_masks):
 
     network, sequence = make_network(width=0.01), make_sequence()
     batches = Batches(sequence.tasks[0].train, sequence.normalization, CPU)
-    config = reranking.ExplainConfig(steps=1)
+    config = ExplainConfig(steps=1)
     before = copy.deepcopy(network.state_dict())
 
     def rank(criterion, config=config, seed=0):
         view = network.view("shared", 0, 1)
-        return reranking.rank_network(
-            view, batches, 2, sequence.normalization, criterion, config, seed
-        )
+        return rank_network(view, batches, 2, sequence.normalization, criterion, config, seed)
 
     for criterion in ("mse", "magnitude"):
         orders = rank(criterion)
@@ -423,6 +421,6 @@ def test_reranking_orders_every_layer(make_network, make_sequence, half_masks):
             assert order.sort().values.tolist() == list(range(filters))
     weights = network.features[18].weight.detach().flatten(1).abs().sum(1)
     assert rank("magnitude")["features.18"][0] == weights.argmax()
-    worst_first = rank("magnitude", reranking.ExplainConfig(steps=1, reverse=True))
+    worst_first = rank("magnitude", ExplainConfig(steps=1, reverse=True))
     assert worst_first["features.18"][-1] == weights.argmax()
     assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())

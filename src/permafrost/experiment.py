@@ -15,10 +15,12 @@ from torch import Tensor
 
 from permafrost.cells import CellRequest, CellStore
 from permafrost.data import TaskSequence
+from permafrost.explain import SALIENCY_METHODS
 from permafrost.machine import machine_identity
 from permafrost.models import TaskNetwork, build_network
 from permafrost.params import Params
-from permafrost.ranking import frozen_mask
+from permafrost.ranking import CRITERIA, filters_of
+from permafrost.ranking.method import ExplainConfig
 from permafrost.runs import first_task, further_tasks
 from permafrost.runs.outcome import OnEpoch, Outcome
 from permafrost.runs.spec import CellSpec, Settings
@@ -32,7 +34,6 @@ from permafrost.strategies import (
     Strategy,
     ranked,
 )
-from permafrost.strategies.reranking import ExplainConfig
 from permafrost.training import TrainingConfig, part_of, resolve_precision
 
 
@@ -70,11 +71,6 @@ class CellInputs:
 
 
 Masks = Mapping[str, Tensor]
-
-
-def frozen_masks(orders: Masks, pct: float) -> dict[str, Tensor]:
-    """Return the masks of the first share of every layer's order."""
-    return {name: frozen_mask(order, pct) for name, order in orders.items()}
 
 
 def new_network(params: Params, seed: int) -> TaskNetwork:
@@ -301,8 +297,8 @@ def _cell_request(
         identity |= {"masks": _digest(masks), "batch_norm": params.freeze.batch_norm}
         if len(inputs.tasks.tasks) > 2:  # ranked anew, by all that ranking depends on
             identity["explain"] = asdict(explain_config(params))
-            own, colon, _ = spec.metric.partition(":")
-            code += [ranked.__name__, *([own] if colon else [])]
+            homes = [CRITERIA.home(spec.metric), SALIENCY_METHODS.home(params.saliency.method)]
+            code += [ranked.__name__, *homes]
     return CellRequest(
         kind=inputs.kind,
         name=spec.name,
@@ -349,7 +345,7 @@ def _dotted(sections: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _digest(masks: Masks) -> str:
-    frozen = {name: mask.nonzero().flatten().tolist() for name, mask in masks.items()}
+    frozen = {name: filters_of(mask) for name, mask in masks.items()}
     return hashlib.sha256(json.dumps(frozen, sort_keys=True).encode()).hexdigest()
 
 

@@ -15,9 +15,9 @@ from permafrost.data import DATASETS
 from permafrost.errors import InputError, printable
 from permafrost.explain import SALIENCY_METHODS
 from permafrost.models import ARCHITECTURES, HEADS
-from permafrost.ranking import AGGREGATES, check_criterion, known_criteria
+from permafrost.ranking import AGGREGATES, CRITERIA
 from permafrost.registry import Registry
-from permafrost.strategies import STRATEGIES, Strategy
+from permafrost.strategies import STRATEGIES
 
 # The profiles have 3000. The parser takes seconds for much more.
 MAX_BYTES = 100_000
@@ -43,41 +43,23 @@ def _one_of(*allowed: str) -> AfterValidator:
     return AfterValidator(check)
 
 
-def _criterion(name: str) -> str:
-    parts = name.replace(":", ".", 1).split(".")
-    if len(name) > MAX_NAME or not all(part.isidentifier() for part in parts):
-        known = ", ".join(known_criteria())
-        raise ValueError(f"{_shown(name)} is no metric; allowed: {known}, or module:function")
-    try:
-        check_criterion(name)
-    except InputError as error:
-        raise ValueError(str(error)) from error
-    return name
-
-
-def _find(registry: Registry[T], name: str, form: str) -> T:
-    """Return the thing that a parameter names; a user's own has the form that is shown."""
+def _find(registry: Registry[T], name: str) -> T:
+    """Return what a parameter names: a registered thing, or ``module:Name``, which is imported."""
     if name not in registry and not _is_own(name):
         known = ", ".join(registry)
-        raise ValueError(f"{_shown(name)} is unknown; allowed: {known}, or {form}")
+        raise ValueError(f"{_shown(name)} is no {registry.kind}; allowed: {known}, or module:Name")
     try:
         return registry.find(name)
     except InputError as error:
         raise ValueError(str(error)) from error
 
 
-def _dataset(name: str) -> str:
-    _find(DATASETS, name, "module:function")
-    return name
+def _in(registry: Registry[Any]) -> AfterValidator:
+    def check(name: str) -> str:
+        _find(registry, name)
+        return name
 
-
-def _strategy_of(name: str) -> type[Strategy]:
-    return _find(STRATEGIES, name, "module:Class")
-
-
-def _strategy(name: str) -> str:
-    _strategy_of(name)
-    return name
+    return AfterValidator(check)
 
 
 def _is_own(name: str) -> bool:
@@ -108,7 +90,7 @@ def _path(text: str) -> str:
 
 # -0.0 would give the training of 0.0 another key.
 Number = Annotated[float, AfterValidator(lambda value: value + 0.0)]
-Criterion = Annotated[str, AfterValidator(_criterion)]
+Criterion = Annotated[str, _in(CRITERIA)]
 Share = Annotated[Number, Field(ge=0, le=1)]
 HeadName = Annotated[str, _one_of(*HEADS)]
 
@@ -127,7 +109,7 @@ class Split(_Section):
     ``tasks`` and ``selection`` are not read.
     """
 
-    dataset: Annotated[str, AfterValidator(_dataset)] = "digits"
+    dataset: Annotated[str, _in(DATASETS)] = "digits"
     root: Annotated[str, AfterValidator(_path)] | None = None
     image_size: int = Field(32, ge=32, le=512)
     classes_per_task: int = Field(5, ge=2, le=1000)
@@ -187,7 +169,7 @@ class Train(_Section):
 class Saliency(_Section):
     """The maps of what the network looks at, per class."""
 
-    method: Annotated[str, _one_of(*SALIENCY_METHODS)] = "fullgrad"
+    method: Annotated[str, _in(SALIENCY_METHODS)] = "fullgrad"
     reading: Literal["layer", "channel"] = "layer"
 
 
@@ -236,7 +218,7 @@ def _grids(grids: dict[str, Any]) -> dict[str, Any]:
     for name, grid in grids.items():
         if name not in STRATEGIES and not _is_own(name):
             raise ValueError(f"{_shown_key(name)}: unknown method; {_advise(name, STRATEGIES)}")
-        bounds = _strategy_of(name).hyper
+        bounds = _find(STRATEGIES, name).hyper
         if not bounds:
             raise ValueError(f"{name}: has no hyperparameters; leave it out")
         for entry in grid:
@@ -260,7 +242,7 @@ class Sweep(_Section):
     """The cells that are compared."""
 
     strategies: Annotated[
-        list[Annotated[str, AfterValidator(_strategy)]],
+        list[Annotated[str, _in(STRATEGIES)]],
         AfterValidator(_unique),
         Field(min_length=1),
     ] = ["finetune", "freeze", "linear_probe", "joint"]

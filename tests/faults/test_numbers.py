@@ -36,6 +36,7 @@ from permafrost.ranking import (
     known_criteria,
     order_filters,
 )
+from permafrost.ranking.method import ExplainConfig, rank_network
 from permafrost.stages import cell_pool
 from permafrost.strategies import (
     INTEGRAL,
@@ -46,7 +47,6 @@ from permafrost.strategies import (
     Progress,
     common_parameters,
 )
-from permafrost.strategies.reranking import ExplainConfig, rank_network
 from permafrost.tables import accuracy_table
 from permafrost.training import TrainingConfig, TrainingDiverged, cross_entropy, fit
 from project import REPOSITORY, SEED_STAGES, TINY, Project, command_of, stages_run

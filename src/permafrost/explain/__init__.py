@@ -27,19 +27,14 @@ from permafrost.explain.attribution import (
     integrated_gradients,
 )
 from permafrost.explain.fullgrad import (
-    Reading,
     completeness_error,
     fullgrad,
     is_piecewise_linear,
     simple_fullgrad,
     smooth_fullgrad,
 )
-from permafrost.explain.saliency import (
-    SALIENCY_METHODS,
-    ClassSaliency,
-    class_saliency,
-    saliency_maps,
-)
+from permafrost.explain.methods import SALIENCY_METHODS, Reading, saliency_method
+from permafrost.explain.saliency import ClassSaliency, class_saliency, saliency_maps
 from permafrost.explain.visualize import (
     Reduction,
     conv_layers,
@@ -64,6 +59,7 @@ __all__ = [
     "integrated_gradients",
     "is_piecewise_linear",
     "saliency_maps",
+    "saliency_method",
     "simple_fullgrad",
     "smooth_fullgrad",
     "start_image",

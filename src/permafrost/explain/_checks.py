@@ -1,11 +1,11 @@
-"""What every explanation asks of images, targets and the logits of a model."""
+"""What every explanation asks of images, targets, the logits of a model and what users return."""
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from permafrost.errors import NotFiniteError
+from permafrost.errors import InputError, NotFiniteError
 
 
 def check_targets(images: Tensor, targets: Tensor | Sequence[int]) -> Tensor:
@@ -33,7 +33,7 @@ def check_type(values: Tensor, what: str) -> None:
         )
 
 
-def check_logits(logits: Tensor, targets: Tensor) -> None:
+def check_logits(logits: object, targets: Tensor, what: str = "targets") -> Tensor:
     """Refuse logits that are not (N, C) or not finite, and targets that are none of them."""
     if not isinstance(logits, Tensor):
         raise ValueError(
@@ -44,7 +44,8 @@ def check_logits(logits: Tensor, targets: Tensor) -> None:
         raise ValueError(f"the model must return logits (N, C), not {tuple(logits.shape)}")
     if not torch.isfinite(logits).all():
         raise NotFiniteError("the model's logits are not all finite")
-    check_range(targets, logits.shape[1], "targets")
+    check_range(targets, logits.shape[1], what)
+    return logits
 
 
 def check_maps(maps: Tensor) -> Tensor:
@@ -52,6 +53,19 @@ def check_maps(maps: Tensor) -> Tensor:
     if not torch.isfinite(maps).all():
         raise NotFiniteError("the saliency maps are not all finite")
     return maps
+
+
+def check_result(what: str, found: object, shape: tuple[int, ...]) -> Tensor:
+    """Refuse what a function has returned unless it is a tensor of finite numbers of this shape."""
+    if not isinstance(found, Tensor):
+        raise InputError(f"{what} returned {type(found).__name__}, not a Tensor {shape}")
+    if tuple(found.shape) != shape:
+        raise InputError(f"{what} returned shape {tuple(found.shape)}, not {shape}")
+    if not found.is_floating_point():
+        raise InputError(f"{what} returned {found.dtype}, not floating-point numbers")
+    if not torch.isfinite(found).all():
+        raise NotFiniteError(f"{what} returned numbers that are not finite")
+    return found.detach()
 
 
 def check_range(labels: Tensor, classes: int, what: str) -> None:

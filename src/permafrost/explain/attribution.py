@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from permafrost.explain._checks import check_images, check_logits, check_maps, check_targets
 from permafrost.explain._scopes import explaining
+from permafrost.explain.methods import saliency_method
 from permafrost.models.units import recording_flow
 
 # Captum takes seconds to import, so each function imports what it uses.
@@ -22,6 +23,7 @@ from permafrost.models.units import recording_flow
 _STEPS = 50
 
 
+@saliency_method
 def input_x_gradient(model: nn.Module, images: Tensor, targets: Tensor | Sequence[int]) -> Tensor:
     """Attribute a logit to the input by input times gradient.
 
@@ -58,6 +60,7 @@ def input_x_gradient(model: nn.Module, images: Tensor, targets: Tensor | Sequenc
         return _one_map(InputXGradient(network).attribute(x, network.targets))
 
 
+@saliency_method
 def integrated_gradients(
     model: nn.Module, images: Tensor, targets: Tensor | Sequence[int]
 ) -> Tensor:
@@ -96,6 +99,7 @@ def integrated_gradients(
     return _one_map(attributions)
 
 
+@saliency_method
 def guided_backprop(model: nn.Module, images: Tensor, targets: Tensor | Sequence[int]) -> Tensor:
     """Attribute a logit to the input by guided backpropagation.
 
@@ -133,6 +137,7 @@ def guided_backprop(model: nn.Module, images: Tensor, targets: Tensor | Sequence
         return _one_map(GuidedBackprop(network).attribute(x, network.targets))
 
 
+@saliency_method
 def gradcam(model: nn.Module, images: Tensor, targets: Tensor | Sequence[int]) -> Tensor:
     """Locate what speaks for a logit in the last convolution's output, by Grad-CAM.
 
@@ -186,9 +191,7 @@ class _CheckedNetwork(nn.Module):
         self.targets = targets
 
     def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.model(images.clone())
-        check_logits(logits, self.targets)
-        return logits
+        return check_logits(self.model(images.clone()), self.targets)
 
 
 @contextmanager

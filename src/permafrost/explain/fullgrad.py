@@ -20,8 +20,7 @@ import inspect
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,9 +29,8 @@ from torch.overrides import TorchFunctionMode
 
 from permafrost.explain._checks import check_images, check_logits, check_maps, check_targets
 from permafrost.explain._scopes import explaining
+from permafrost.explain.methods import Decomposition, Reading, saliency_method
 from permafrost.models.units import runs_as
-
-Reading = Literal["layer", "channel"]
 
 # Of smooth_fullgrad, as the authors' code sets them.
 _COPIES = 25
@@ -69,22 +67,41 @@ _PIECEWISE_LINEAR = (
 )
 
 
-@dataclass(frozen=True)
-class Decomposition:
-    """Logits taken apart.
-
-    Attributes
-    ----------
-    maps
-        (N, H, W), the terms laid over the images.
-    errors
-        (N,), the relative errors of the sums, as `completeness_error` defines them.
-    """
-
-    maps: Tensor
-    errors: Tensor
+def decompose(
+    model: nn.Module, images: Tensor, targets: Tensor | Sequence[int], reading: Reading
+) -> Decomposition:
+    """Return the maps of `fullgrad` and the errors of `completeness_error` from one pass."""
+    targets = check_targets(images, targets)
+    return _backpropagate(model, images, targets, _Terms(images, reading))
 
 
+def decompose_smoothed(
+    model: nn.Module,
+    images: Tensor,
+    targets: Tensor | Sequence[int],
+    reading: Reading,
+    seed: int = 0,
+) -> Decomposition:
+    """Return the maps of `smooth_fullgrad` and, of each image, its copies' largest error."""
+    targets = check_targets(images, targets)
+    check_images(images, targets)
+    generator = torch.Generator().manual_seed(seed)
+    # Drawn in float32 whatever the images are: other types have other streams.
+    noise = torch.randn(_COPIES, *images.shape[1:], generator=generator, dtype=torch.float32).to(
+        images
+    )
+    parts = []
+    for image, target in zip(images, targets, strict=True):
+        # An image's copies are a batch: they are averaged as the backward pass meets them.
+        copies = image + _SPREAD * (image.max() - image.min()) * noise
+        terms = _SmoothedTerms(copies, reading)
+        parts.append(_backpropagate(model, copies, target.expand(_COPIES), terms))
+    return Decomposition(
+        torch.cat([part.maps for part in parts]), torch.stack([part.errors.max() for part in parts])
+    )
+
+
+@saliency_method(has_reading=True, decompose=decompose)
 def fullgrad(
     model: nn.Module, images: Tensor, targets: Tensor | Sequence[int], *, reading: Reading = "layer"
 ) -> Tensor:
@@ -135,6 +152,7 @@ def fullgrad(
     return parts.maps
 
 
+@saliency_method(has_reading=True)
 def simple_fullgrad(
     model: nn.Module, images: Tensor, targets: Tensor | Sequence[int], *, reading: Reading = "layer"
 ) -> Tensor:
@@ -163,6 +181,7 @@ def simple_fullgrad(
     return _backpropagate(model, images, targets, _SimpleTerms(images, reading)).maps
 
 
+@saliency_method(has_reading=True, decompose=decompose_smoothed)
 def smooth_fullgrad(
     model: nn.Module,
     images: Tensor,
@@ -291,40 +310,6 @@ def warn_if_incomplete(model: nn.Module, errors: Tensor) -> None:
         f"FullGrad's terms do not add up to the logit (completeness error {worst:.2g}): {cause}",
         UserWarning,
         stacklevel=3,
-    )
-
-
-def decompose(
-    model: nn.Module, images: Tensor, targets: Tensor | Sequence[int], reading: Reading
-) -> Decomposition:
-    """Return the maps of `fullgrad` and the errors of `completeness_error` from one pass."""
-    targets = check_targets(images, targets)
-    return _backpropagate(model, images, targets, _Terms(images, reading))
-
-
-def decompose_smoothed(
-    model: nn.Module,
-    images: Tensor,
-    targets: Tensor | Sequence[int],
-    reading: Reading,
-    seed: int = 0,
-) -> Decomposition:
-    """Return the maps of `smooth_fullgrad` and, of each image, its copies' largest error."""
-    targets = check_targets(images, targets)
-    check_images(images, targets)
-    generator = torch.Generator().manual_seed(seed)
-    # Drawn in float32 whatever the images are: other types have other streams.
-    noise = torch.randn(_COPIES, *images.shape[1:], generator=generator, dtype=torch.float32).to(
-        images
-    )
-    parts = []
-    for image, target in zip(images, targets, strict=True):
-        # An image's copies are a batch: they are averaged as the backward pass meets them.
-        copies = image + _SPREAD * (image.max() - image.min()) * noise
-        terms = _SmoothedTerms(copies, reading)
-        parts.append(_backpropagate(model, copies, target.expand(_COPIES), terms))
-    return Decomposition(
-        torch.cat([part.maps for part in parts]), torch.stack([part.errors.max() for part in parts])
     )
 
 

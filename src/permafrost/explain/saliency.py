@@ -1,46 +1,16 @@
 """Saliency maps by any of the methods: of images, and of classes."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from permafrost.explain._checks import check_range, check_targets
-from permafrost.explain.attribution import (
-    gradcam,
-    guided_backprop,
-    input_x_gradient,
-    integrated_gradients,
-)
-from permafrost.explain.fullgrad import (
-    Reading,
-    decompose,
-    decompose_smoothed,
-    fullgrad,
-    simple_fullgrad,
-    smooth_fullgrad,
-    warn_if_incomplete,
-)
-
-_FULLGRADS = {
-    "fullgrad": fullgrad,
-    "simple_fullgrad": simple_fullgrad,
-    "smooth_fullgrad": smooth_fullgrad,
-}
-
-# Those whose terms add up to the logit: maps and errors from the same pass.
-_DECOMPOSITIONS = {"fullgrad": decompose, "smooth_fullgrad": decompose_smoothed}
-
-#: Model, images (N, 3, H, W) and targets (N,) to maps (N, H, W), by name.
-SALIENCY_METHODS: dict[str, Callable[..., Tensor]] = {
-    **_FULLGRADS,
-    "input_x_gradient": input_x_gradient,
-    "integrated_gradients": integrated_gradients,
-    "guided_backprop": guided_backprop,
-    "gradcam": gradcam,
-}
+from permafrost.explain._checks import check_images, check_range, check_result, check_targets
+from permafrost.explain._scopes import explaining
+from permafrost.explain.fullgrad import warn_if_incomplete
+from permafrost.explain.methods import SALIENCY_METHODS, Reading
 
 
 @dataclass(frozen=True)
@@ -53,8 +23,8 @@ class ClassSaliency:
         (C, H, W), each rescaled to 0..1; a constant map is all zeros.
     completeness
         The largest relative error of any image (by "smooth_fullgrad", of any noisy copy), as
-        `completeness_error` defines it. None if the method's terms do not add up to the logit:
-        all but "fullgrad" and "smooth_fullgrad".
+        `completeness_error` defines it. None if the method's terms do not add up to the logit, as
+        those of "fullgrad" and "smooth_fullgrad" do.
     """
 
     maps: Tensor
@@ -69,7 +39,7 @@ def saliency_maps(
     *,
     reading: Reading = "layer",
 ) -> Tensor:
-    """Compute a saliency map for each image by a method of `SALIENCY_METHODS`.
+    """Compute a saliency map for each image, by any method.
 
     Parameters
     ----------
@@ -81,24 +51,30 @@ def saliency_maps(
     targets
         (N,), int64, or a sequence of int: the logit to explain for each image.
     method
-        A name in `SALIENCY_METHODS`.
+        A name in `SALIENCY_METHODS`, or ``module:function`` for a user's own, which
+        `saliency_method` decorates.
     reading
-        As in `fullgrad`; of the three FullGrad methods only.
+        As in `fullgrad`; of methods that have readings only.
 
     Returns
     -------
     Tensor
-        (N, H, W), 0 or more, not rescaled, of the images' type and device.
+        (N, H, W), not rescaled; by the methods of the package 0 or more, of the images' type and
+        device.
 
     Raises
     ------
+    InputError
+        If the method is unknown, or a user's own gives no maps.
     ValueError
-        If the method is unknown, or as the method's own function.
+        If a shape or a target does not fit, or as the method's own function.
     """
-    _check_method(method)
-    if method in _FULLGRADS:
-        return _FULLGRADS[method](model, images, targets, reading=reading)
-    return SALIENCY_METHODS[method](model, images, targets)
+    function = SALIENCY_METHODS.find(method)
+    targets = check_targets(images, targets)
+    check_images(images, targets)
+    options = {"reading": reading} if function.has_reading else {}
+    with explaining(model):
+        return _checked(method, function(model, images, targets, **options), images)
 
 
 def class_saliency(
@@ -133,6 +109,8 @@ def class_saliency(
 
     Raises
     ------
+    InputError
+        As `saliency_maps`.
     ValueError
         If a class has no image, a label is out of range, or as `saliency_maps`.
 
@@ -141,16 +119,16 @@ def class_saliency(
     UserWarning
         As `fullgrad`, once for all batches.
     """
-    _check_method(method)
+    decompose = SALIENCY_METHODS.find(method).decompose
     sums: Tensor | None = None
     counts = torch.zeros(classes, dtype=torch.int64)
     errors: list[Tensor] = []
     for images, given in images_by_batches:
         labels = check_targets(images, given)
         check_range(labels, classes, "labels")
-        if method in _DECOMPOSITIONS:
-            parts = _DECOMPOSITIONS[method](model, images, labels, reading)
-            maps = parts.maps
+        if decompose is not None:
+            parts = decompose(model, images, labels, reading)
+            maps = _checked(method, parts.maps, images)
             errors.append(parts.errors.max())
         else:
             maps = saliency_maps(model, images, labels, method, reading=reading)
@@ -169,9 +147,9 @@ def class_saliency(
     return ClassSaliency(_rescale(means).to(maps.dtype), worst)
 
 
-def _check_method(method: str) -> None:
-    if method not in SALIENCY_METHODS:
-        raise ValueError(f"method {method!r}: must be one of {', '.join(SALIENCY_METHODS)}")
+def _checked(method: str, maps: object, images: Tensor) -> Tensor:
+    shape = (len(images), *images.shape[2:])
+    return check_result(f"saliency method '{method}'", maps, shape)
 
 
 def _rescale(maps: Tensor) -> Tensor:

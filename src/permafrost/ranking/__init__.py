@@ -1,7 +1,7 @@
 """Ranking: which filters of a layer matter for the classes that are to be kept.
 
-Scores come from a criterion (a map metric, a control or a response criterion), an order from the
-scores, and a mask of frozen filters from the order.
+Scores come from a criterion, an order from the scores, and a mask of frozen filters from the order;
+:mod:`permafrost.ranking.method` takes all steps.
 
 Examples
 --------
@@ -21,32 +21,41 @@ Examples
 [False, True, False]
 """
 
+from permafrost.ranking.class_scores import class_means, filter_responses
 from permafrost.ranking.criteria import (
     CONTROLS,
-    Criterion,
-    Evidence,
-    check_criterion,
-    combine_classes,
-    known_criteria,
-    needs_maps,
-    network_evidence,
-    own_code,
-    score_filters,
-)
-from permafrost.ranking.metrics import (
+    CRITERIA,
     METRICS,
+    RESPONSES,
+    Criterion,
     MapMetric,
+    check_criterion,
     evaluate_metric,
     get_metric,
+    known_criteria,
     map_metric,
+    needs_images,
+    needs_maps,
+    network_criterion,
+    response_criterion,
+    score_filters,
+    weights_criterion,
 )
+from permafrost.ranking.evidence import Evidence, combine_classes, network_evidence
 from permafrost.ranking.relevance import FilterRelevance
-from permafrost.ranking.responses import RESPONSES, filter_responses
-from permafrost.ranking.selection import AGGREGATES, count_frozen, frozen_mask, order_filters
+from permafrost.ranking.selection import (
+    AGGREGATES,
+    count_frozen,
+    filters_of,
+    frozen_mask,
+    mask_of,
+    order_filters,
+)
 
 __all__ = [
     "AGGREGATES",
     "CONTROLS",
+    "CRITERIA",
     "METRICS",
     "RESPONSES",
     "Criterion",
@@ -54,17 +63,23 @@ __all__ = [
     "FilterRelevance",
     "MapMetric",
     "check_criterion",
+    "class_means",
     "combine_classes",
     "count_frozen",
     "evaluate_metric",
     "filter_responses",
+    "filters_of",
     "frozen_mask",
     "get_metric",
     "known_criteria",
     "map_metric",
+    "mask_of",
+    "needs_images",
     "needs_maps",
+    "network_criterion",
     "network_evidence",
     "order_filters",
-    "own_code",
+    "response_criterion",
     "score_filters",
+    "weights_criterion",
 ]

@@ -1,251 +1,185 @@
 """Criteria: what scores the filters of every layer.
 
-A criterion is one of three kinds. A map metric, built in or a user's ``module:function``, compares
-the maps of filters and classes. A control looks at the weights alone; to add one, write a function
-of :class:`Evidence` and enter it in ``CONTROLS``. A response criterion looks at how the filters
-respond to images: :func:`permafrost.ranking.responses.filter_responses` computes it.
+A criterion is a function with a decorator that says what it looks at: :func:`map_metric` the maps
+of filters and classes, :func:`weights_criterion` the weights alone, :func:`response_criterion` how
+filters respond to images, :func:`network_criterion` network and images in any way. In a file of
+this package it has its own name; a user's own is ``module:function``.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Protocol, TypeVar, cast
 
-import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.nn.utils.prune import BasePruningMethod
-from torch.nn.utils.spectral_norm import SpectralNorm
-from torch.nn.utils.weight_norm import WeightNorm
+from torch import Tensor
 
 from permafrost.errors import InputError, NotFiniteError
-from permafrost.explain import conv_layers
-from permafrost.models.scopes import measuring
-from permafrost.models.units import trace_flow
-from permafrost.ranking.metrics import METRICS, _imported, evaluate_metric, get_metric
-from permafrost.ranking.responses import RESPONSES
+from permafrost.explain._checks import check_result
+from permafrost.ranking.evidence import Evidence
+from permafrost.registry import Registry
+
+MAPS, WEIGHTS, RESPONSE, NETWORK = "maps", "weights", "response", "network"
 
 
-@dataclass(frozen=True)
-class Evidence:
-    """All that a criterion may look at.
+class Criterion(Protocol):
+    """A function that scores filters.
 
     Attributes
     ----------
-    weights : Mapping[str, Tensor]
-        Weight (F, I, kH, kW) of every convolution layer, in network order.
-    filter_maps : Mapping[str, Tensor]
-        Maps (F, H, W) of the same layers' filters; only map metrics need them.
-    class_maps : Tensor (C, H, W) or None
-        Maps of the classes; only map metrics need them.
-    seed : int
-        Not negative; the seed of criteria that draw numbers.
-    gammas : Mapping[str, Tensor]
-        γ (F,) of the norm behind each of the layers that has one; only ``bn_gamma`` needs it.
-    class_scores : Mapping[str, Mapping[str, Tensor]]
-        Scores (F, C) of the same layers' filters, for each response criterion that is asked for.
+    looks_at : {"maps", "weights", "response", "network"}
+        What its arguments are, as its decorator says.
     """
 
-    weights: Mapping[str, Tensor]
-    filter_maps: Mapping[str, Tensor] = field(default_factory=dict)
-    class_maps: Tensor | None = None
-    seed: int = 0
-    gammas: Mapping[str, Tensor] = field(default_factory=dict)
-    class_scores: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
+    looks_at: str
+
+    def __call__(self, *evidence: Any) -> Any:
+        """Return scores."""
+        ...
 
 
-def network_evidence(model: nn.Module, seed: int) -> Evidence:
-    """Return the evidence that lies in a network's weights: all that the controls need.
+class MapMetric(Protocol):
+    """A function of filter maps (F, H, W) and class maps (C, H, W) to scores (F, C).
+
+    The attribute ``higher_is_better`` is True where a higher score means that the maps are more
+    alike; :func:`map_metric` sets it.
+    """
+
+    higher_is_better: bool
+
+    def __call__(self, filter_maps: Tensor, class_maps: Tensor, /) -> Tensor:
+        """Score every filter map against every class map."""
+        ...
+
+
+#: The criteria, by name.
+CRITERIA: Registry[Criterion] = Registry(
+    "criterion",
+    "permafrost.ranking",
+    lambda thing: callable(thing) and hasattr(thing, "looks_at"),
+    "decorate it with map_metric(higher_is_better=...), weights_criterion, response_criterion or "
+    "network_criterion of permafrost.ranking",
+)
+
+
+class _LookingAt(Mapping[str, Any]):
+    """The criteria of the package that look at the same, by name."""
+
+    def __init__(self, *what: str) -> None:
+        self.what = what
+
+    def __getitem__(self, name: str) -> Any:
+        return self._all()[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._all())
+
+    def __len__(self) -> int:
+        return len(self._all())
+
+    def _all(self) -> dict[str, Criterion]:
+        return {name: found for name, found in CRITERIA.items() if found.looks_at in self.what}
+
+
+#: The map metrics.
+METRICS: Mapping[str, MapMetric] = _LookingAt(MAPS)
+#: The criteria that look at weights alone, or at nothing.
+CONTROLS: Mapping[str, Callable[[Evidence], dict[str, Tensor]]] = _LookingAt(WEIGHTS)
+#: The criteria that are shown images.
+RESPONSES: Mapping[str, Criterion] = _LookingAt(RESPONSE, NETWORK)
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def map_metric(
+    *, higher_is_better: bool
+) -> Callable[[Callable[[Tensor, Tensor], Tensor]], MapMetric]:
+    """Declare a map metric and its direction.
 
     Parameters
     ----------
-    model : nn.Module
-        Any network.
-    seed : int
-        Not negative; the seed of criteria that draw numbers.
+    higher_is_better : bool
+        True for a similarity, False for a distance.
 
     Returns
     -------
-    evidence : Evidence
-        Weights as the network computes with them (weight and spectral normalisation, pruning and
-        parametrizations included) and, where a norm takes a convolution's output, its γ; on the
-        CPU. What does not run in eval mode, such as GoogLeNet's auxiliary heads, is left out. A
-        network that runs on no black images has all its weights here, but no γ.
+    decorator : callable
+        Sets the attribute ``higher_is_better`` on the function and returns that same function.
 
-    Raises
-    ------
-    NotFiniteError
-        If a weight or a statistic of the network is not finite; names it. No criterion ranks such
-        a network, not even those that do not look at that number.
+    Examples
+    --------
+    >>> @map_metric(higher_is_better=False)
+    ... def mean_gap(filter_maps, class_maps):
+    ...     return (filter_maps.mean((1, 2))[:, None] - class_maps.mean((1, 2))).abs()
+    >>> mean_gap.higher_is_better
+    False
     """
-    for name, value in model.state_dict().items():
-        if not torch.isfinite(value).all():
-            raise NotFiniteError(f"the network's {name} is not finite")
-    layers = conv_layers(model)
-    try:
-        flow = trace_flow(model)
-    except ValueError:
-        norms: dict[str, nn.Module] = {}
-    else:
-        layers = {name: layer for name, layer in layers.items() if name in flow.runs}
-        norms = {conv: model.get_submodule(names[0]) for conv, names in flow.norms.items() if names}
-    with measuring(model):
-        weights = {name: _current_weight(layer) for name, layer in layers.items()}
-    return Evidence(
-        weights=weights,
-        gammas={
-            conv: norm.weight.detach().cpu()
-            for conv, norm in norms.items()
-            if isinstance(norm.weight, Tensor)
-        },
-        seed=seed,
-    )
+
+    def declare(function: Callable[[Tensor, Tensor], Tensor]) -> MapMetric:
+        metric = cast(MapMetric, function)
+        metric.higher_is_better = higher_is_better
+        return _declare(metric, MAPS)
+
+    return declare
 
 
-@torch.no_grad()
-def _current_weight(layer: nn.Conv2d) -> Tensor:
-    """Return the weight that the layer's next pass would compute with, on the CPU."""
-    before = vars(layer).copy()
-    hooks: list[Any] = list(layer._forward_pre_hooks.values())
-    for hook in hooks:
-        # These derive the weight before each pass, so that it may be out of date between passes.
-        if isinstance(hook, WeightNorm | SpectralNorm | BasePruningMethod):
-            hook(layer, ())
-    weight = layer.weight.detach().cpu()
-    vars(layer).update(before)
-    return weight
-
-
-def combine_classes(evidence: Evidence) -> Evidence:
-    """Let one map and one score stand for all classes, which count alike.
+def weights_criterion(function: Function) -> Function:
+    """Declare a criterion that looks at weights alone.
 
     Parameters
     ----------
-    evidence : Evidence
-        Its class maps and class scores are combined, the rest is passed on.
-
-    Returns
-    -------
-    evidence : Evidence
-        Its class map (1, H, W) is the mean of the class maps, rescaled to 0..1; a constant mean
-        becomes zeros. Its class scores (F, 1) are the means over the classes.
+    function : callable
+        Given :class:`Evidence`, of which it uses ``weights``, ``gammas`` and ``seed``, it returns
+        scores (F, 1) of every layer, by the layers' names; higher is better.
     """
-    maps = evidence.class_maps
-    scores = {
-        criterion: {
-            layer: values.double().mean(dim=1, keepdim=True).to(values.dtype)
-            for layer, values in layers.items()
-        }
-        for criterion, layers in evidence.class_scores.items()
-    }
-    return replace(
-        evidence, class_maps=None if maps is None else _mean_map(maps), class_scores=scores
-    )
+    return _declare(function, WEIGHTS)
 
 
-Criterion = Callable[[Evidence], dict[str, Tensor]]
-
-
-def random_scores(evidence: Evidence) -> dict[str, Tensor]:
-    """Draw every filter's score uniformly from 0..1.
-
-    The generator is seeded by the seed and the layer's position, so a layer's scores depend on no
-    other layer.
+def response_criterion(function: Function) -> Function:
+    """Declare a criterion that looks at how filters respond to images.
 
     Parameters
     ----------
-    evidence : Evidence
-        Its weights and seed are used.
-
-    Returns
-    -------
-    scores : dict[str, Tensor (F, 1)]
-        float32, on the CPU whatever the device of the weights.
-
-    Raises
-    ------
-    ValueError
-        If the seed is negative.
+    function : callable
+        Given a layer's feature map a and the gradient dL/da, both (N, F, H, W), it returns a number
+        for each image and filter, (N, F); a filter's score for a class is the mean over the class's
+        images, and higher is better. L is the cross entropy of the image's own true label. It
+        leaves what it is given as it is.
     """
-    return {
-        layer: torch.rand(
-            len(weight), 1, generator=_generator(evidence.seed, position), dtype=torch.float32
-        )
-        for position, (layer, weight) in enumerate(evidence.weights.items())
-    }
+    return _declare(function, RESPONSE)
 
 
-def magnitude_scores(evidence: Evidence) -> dict[str, Tensor]:
-    """Score every filter by the mean absolute value of its weights (Li et al. 2017).
+def network_criterion(function: Function) -> Function:
+    """Declare a criterion that looks at network and images in any way.
 
     Parameters
     ----------
-    evidence : Evidence
-        Its weights are used.
-
-    Returns
-    -------
-    scores : dict[str, Tensor (F, 1)]
-        float32, 0 or more.
-
-    References
-    ----------
-    Li, Kadav, Durdanovic, Samet & Graf, "Pruning filters for efficient ConvNets", ICLR 2017; its
-    sum over the weights orders the filters of a layer as their mean does.
+    function : callable
+        Given the network, in eval mode and in true float32, batches of images (N, 3, H, W) with
+        labels (N,), to be run through once, and the number of classes C, it returns scores (F, C)
+        of every convolution that runs, by the convolutions' names; higher is better. It leaves the
+        network as it is. :func:`permafrost.ranking.class_means` averages by class.
     """
-    return {
-        layer: weight.detach().float().flatten(1).abs().mean(dim=1, keepdim=True)
-        for layer, weight in evidence.weights.items()
-    }
+    return _declare(function, NETWORK)
 
 
-def bn_gamma_scores(evidence: Evidence) -> dict[str, Tensor]:
-    """Score every filter by abs(γ) of the BatchNorm behind it (Liu et al. 2017).
-
-    Parameters
-    ----------
-    evidence : Evidence
-        Its weights (for the layers' names) and gammas are used.
-
-    Returns
-    -------
-    scores : dict[str, Tensor (F, 1)]
-        float32, 0 or more.
-
-    Raises
-    ------
-    InputError
-        If a layer has no BatchNorm, or one without γ.
-
-    References
-    ----------
-    Liu, Li, Shen, Huang, Yan & Zhang, "Learning efficient convolutional networks through network
-    slimming", ICCV 2017. They train with a penalty on γ, which is left out here.
-    """
-    for layer in evidence.weights:
-        if layer not in evidence.gammas:
-            raise InputError(
-                f"criterion 'bn_gamma' needs a BatchNorm directly behind every convolution, "
-                f"but layer {layer} has none that data flow shows: choose another criterion or a "
-                "network with BatchNorm"
-            )
-    return {layer: evidence.gammas[layer].float().abs()[:, None] for layer in evidence.weights}
-
-
-CONTROLS: dict[str, Criterion] = {
-    "random": random_scores,
-    "magnitude": magnitude_scores,
-    "bn_gamma": bn_gamma_scores,
-}
+def _declare(function: Any, looks_at: str) -> Any:
+    function.looks_at = looks_at
+    CRITERIA.add(function.__name__, function)
+    return function
 
 
 def known_criteria() -> tuple[str, ...]:
-    """Return the built-in criteria: the map metrics, the controls, the response criteria."""
-    return (*METRICS, *CONTROLS, *RESPONSES)
+    """Return the criteria of the package."""
+    return tuple(CRITERIA)
 
 
 def needs_maps(criterion: str) -> bool:
-    """Tell whether a criterion is a map metric, built in or a user's own."""
-    return criterion not in CONTROLS and criterion not in RESPONSES
+    """Tell whether a criterion, built in or a user's own, is a map metric."""
+    return CRITERIA.find(criterion).looks_at == MAPS
+
+
+def needs_images(criterion: str) -> bool:
+    """Tell whether a criterion, built in or a user's own, has to be shown images."""
+    return CRITERIA.find(criterion).looks_at in (RESPONSE, NETWORK)
 
 
 def check_criterion(name: str) -> None:
@@ -259,40 +193,75 @@ def check_criterion(name: str) -> None:
     Raises
     ------
     InputError
-        If the name is unknown or the user's metric cannot be used.
+        If the name is unknown or the user's criterion cannot be used.
     """
-    if not needs_maps(name):
-        return
-    if name not in METRICS and ":" not in name:
-        known = ", ".join(known_criteria())
-        raise InputError(f"criterion '{name}' is unknown: use one of {known}, or module:function")
-    get_metric(name)
+    CRITERIA.find(name)
 
 
-def own_code(name: str) -> list[str] | None:
-    """Return hashes of the code of a user's own metric, with all of its package.
+def get_metric(name: str) -> MapMetric:
+    """Look up a map metric by its name.
 
     Parameters
     ----------
     name : str
-        As for :func:`check_criterion`.
+        A key of ``METRICS``, or ``module:function`` for a user's own metric, which
+        :func:`map_metric` decorates. Its module is imported.
 
     Returns
     -------
-    digests : list of str
-        Of each of the package's folders, as they were when the metric was first imported; None for
-        one of :func:`known_criteria`.
+    metric : MapMetric
 
     Raises
     ------
     InputError
-        As by :func:`check_criterion`.
+        If the name is unknown, the user's metric cannot be used, or it is no map metric.
     """
-    check_criterion(name)
-    if name in known_criteria():
-        return None
-    _, digests = _imported(name.partition(":")[0])
-    return digests
+    if not needs_maps(name):
+        raise InputError(f"criterion '{name}' is no map metric")
+    return cast(MapMetric, CRITERIA.find(name))
+
+
+def evaluate_metric(metric: MapMetric, filter_maps: Tensor, class_maps: Tensor) -> Tensor:
+    """Compute a metric's scores, without gradients, and check maps and scores.
+
+    Parameters
+    ----------
+    metric : MapMetric
+        One of ``METRICS`` or a user's own.
+    filter_maps, class_maps : Tensor (F, H, W) and (C, H, W)
+        Maps of any scale.
+
+    Returns
+    -------
+    scores : Tensor (F, C)
+        As the metric gives them, in its own direction.
+
+    Raises
+    ------
+    ValueError
+        If the maps' shapes do not fit or a map is not finite.
+    InputError
+        If the metric's result is not a finite floating-point tensor of shape (F, C).
+    """
+    check_map_pair(filter_maps, class_maps)
+    with torch.no_grad():
+        scores = metric(filter_maps, class_maps)
+    name = getattr(metric, "__name__", type(metric).__name__)
+    return check_result(f"metric '{name}'", scores, (len(filter_maps), len(class_maps)))
+
+
+def check_map_pair(filter_maps: Tensor, class_maps: Tensor) -> None:
+    """Refuse maps unless both are (N, H, W) with one H and W, not empty, and finite."""
+    for name, maps in (("filter_maps", filter_maps), ("class_maps", class_maps)):
+        if maps.ndim != 3 or 0 in maps.shape:
+            raise ValueError(f"{name} have shape {tuple(maps.shape)}, not (N, H, W) without a 0")
+        if not torch.isfinite(maps).all():
+            raise NotFiniteError(f"{name} hold values that are not finite")
+    if filter_maps.shape[1:] != class_maps.shape[1:]:
+        raise ValueError(
+            f"filter_maps are {tuple(filter_maps.shape[1:])}, "
+            f"but class_maps {tuple(class_maps.shape[1:])}"
+        )
 
 
 def score_filters(criterion: str, evidence: Evidence) -> dict[str, Tensor]:
@@ -301,10 +270,10 @@ def score_filters(criterion: str, evidence: Evidence) -> dict[str, Tensor]:
     Parameters
     ----------
     criterion : str
-        One of :func:`known_criteria`, or ``module:function`` for a user's own map metric.
+        One of :func:`known_criteria`, or ``module:function`` for a user's own.
     evidence : Evidence
         Weights (and gammas) for the controls; weights, filter maps and class maps for the map
-        metrics; weights and class scores for the response criteria.
+        metrics; weights and class scores for the criteria that are shown images.
 
     Returns
     -------
@@ -315,32 +284,46 @@ def score_filters(criterion: str, evidence: Evidence) -> dict[str, Tensor]:
     Raises
     ------
     InputError
-        If the criterion is unknown, a user's metric gives unusable scores, or the network lacks
-        what the criterion looks at.
+        If the criterion is unknown, a user's own gives unusable scores or leaves a layer out, or
+        the network lacks what the criterion looks at.
     ValueError
-        If maps or class scores that the criterion needs are missing or do not fit, or maps are
-        not finite.
+        If maps that the criterion needs are missing or do not fit, or are not finite.
     """
-    check_criterion(criterion)
-    if criterion in CONTROLS:
-        return CONTROLS[criterion](evidence)
-    if criterion in RESPONSES:
-        return _class_scores(criterion, evidence)
-    return _map_scores(criterion, evidence)
+    function = CRITERIA.find(criterion)
+    if function.looks_at == MAPS:
+        return _map_scores(criterion, cast(MapMetric, function), evidence)
+    if function.looks_at == WEIGHTS:
+        filters = {layer: len(weight) for layer, weight in evidence.weights.items()}
+        with torch.no_grad():
+            return check_layers(criterion, function(evidence), filters, 1)
+    return _class_scores(criterion, evidence)
+
+
+def check_layers(
+    criterion: str, found: object, filters: Mapping[str, int], classes: int
+) -> dict[str, Tensor]:
+    """Refuse what a criterion has returned unless it is scores (F, C) of each of these layers."""
+    if not isinstance(found, Mapping):
+        raise InputError(f"criterion '{criterion}' returned {type(found).__name__}, not a dict")
+    return {
+        layer: check_result(
+            f"criterion '{criterion}' of layer '{layer}'", found.get(layer), (count, classes)
+        )
+        for layer, count in filters.items()
+    }
 
 
 def _class_scores(criterion: str, evidence: Evidence) -> dict[str, Tensor]:
-    """Return the scores of a response criterion."""
+    """Return the scores of a criterion that was shown images."""
     layers = evidence.class_scores.get(criterion, {})
     for layer, weight in evidence.weights.items():
         if layer not in layers or len(layers[layer]) != len(weight):
-            raise ValueError(f"criterion '{criterion}' needs class scores of '{layer}'")
+            raise InputError(f"criterion '{criterion}' gave no class scores of layer '{layer}'")
     return {layer: layers[layer] for layer in evidence.weights}
 
 
-def _map_scores(name: str, evidence: Evidence) -> dict[str, Tensor]:
+def _map_scores(name: str, metric: MapMetric, evidence: Evidence) -> dict[str, Tensor]:
     """Score the filters by a map metric, turned so that higher is better."""
-    metric = get_metric(name)
     class_maps = evidence.class_maps
     if class_maps is None:
         raise ValueError(f"criterion '{name}' needs class maps")
@@ -352,17 +335,3 @@ def _map_scores(name: str, evidence: Evidence) -> dict[str, Tensor]:
         values = evaluate_metric(metric, maps, class_maps)
         scores[layer] = values if metric.higher_is_better else -values
     return scores
-
-
-def _mean_map(maps: Tensor) -> Tensor:
-    """Average maps (C, H, W) and rescale the mean to 0..1: (1, H, W)."""
-    mean = maps.double().mean(dim=0, keepdim=True)
-    low, high = torch.aminmax(mean)
-    return ((mean - low) / torch.where(high > low, high - low, 1)).to(maps.dtype)
-
-
-def _generator(seed: int, position: int) -> torch.Generator:
-    """Return a generator of its own for the layer at this position."""
-    # torch's CPU generator keeps 32 bits of its seed, so the pair is hashed to 32 bits, not summed.
-    state = np.random.SeedSequence([seed, position]).generate_state(1)
-    return torch.Generator().manual_seed(int(state[0]))

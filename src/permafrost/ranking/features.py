@@ -1,4 +1,9 @@
-"""Feature maps: which module of a network gives each filter's, found by data flow."""
+"""Feature maps: which module of a network gives each filter's, found by data flow.
+
+The feature map of a filter is the output of the norm that takes its convolution's output, if there
+is one, and else the convolution's output, in eval mode and before the ReLU; a norm that contains
+its activation gives the map behind the activation.
+"""
 
 from torch import Tensor, nn
 
@@ -34,13 +39,3 @@ def feature_layers(model: nn.Module, images: Tensor) -> dict[str, str]:
     if twice:
         raise ValueError(f"layer '{twice[0]}' runs more than once: it has no one feature map")
     return layers
-
-
-def check_logits(logits: object, images: Tensor, labels: Tensor) -> Tensor:
-    """Return what a network has put out, unless it is not one logit or more for every label."""
-    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(images):
-        found = tuple(logits.shape) if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
-        raise ValueError(f"the model must return logits (N, C), not {found}")
-    if logits.shape[1] <= int(labels.max()):
-        raise ValueError(f"the model returns {logits.shape[1]} logits, too few for the labels")
-    return logits

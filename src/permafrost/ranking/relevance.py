@@ -5,7 +5,7 @@ What autograd hands down here is c = R / a, relevance per activation. Under the 
 hands down c as it does a gradient. So only what follows a rule of its own is replaced.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -15,10 +15,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from permafrost.explain._checks import check_logits
 from permafrost.explain._scopes import explaining
 from permafrost.freezing import plain_copy
 from permafrost.models.units import is_norm
-from permafrost.ranking.features import check_logits, feature_layers
+from permafrost.ranking.class_scores import class_means
+from permafrost.ranking.criteria import network_criterion
+from permafrost.ranking.features import feature_layers
 
 # In float64, rounding stays far below this share of what is conserved.
 _TOLERANCE = 1e-9
@@ -47,6 +50,34 @@ _ACTIVATIONS = {
     F.silu,
     torch.tanh,
 }
+
+
+@network_criterion
+def relevance(
+    model: nn.Module, images_by_batches: Iterable[tuple[Tensor, Tensor]], classes: int
+) -> dict[str, Tensor]:
+    """Average each filter's relevance for the true labels' logits over the images of every class.
+
+    After Ede et al. (2022), who freeze the filters most relevant for a task, found by layer-wise
+    relevance propagation (:class:`FilterRelevance`); here all images given are the reference
+    samples, each class has a score of its own, and how many filters freeze is left to the caller.
+
+    Parameters
+    ----------
+    model, images_by_batches, classes
+        As for :func:`permafrost.ranking.filter_responses`.
+
+    Returns
+    -------
+    scores : dict[str, Tensor (F, C)]
+        By layer, of any sign.
+
+    References
+    ----------
+    Ede, Baghdadlian, Weber, Nguyen, Zanca, Samek & Lapuschkin, "Explain to not forget: defending
+    against catastrophic forgetting with XAI", CD-MAKE 2022.
+    """
+    return class_means(FilterRelevance(model), images_by_batches, classes)
 
 
 class FilterRelevance:
@@ -139,7 +170,7 @@ class FilterRelevance:
                 stack.enter_context(hook)
             with rules:
                 output = self.network(inputs.clone())
-            logits = check_logits(output, images, labels).gather(1, labels[:, None])
+            logits = check_logits(output, labels, "labels").gather(1, labels[:, None])
             (arriving,) = torch.autograd.grad(logits.sum(), inputs)
         _check_conserved(logits.detach(), [_tally(inputs.detach() * arriving), *rules.lost])
         return found
@@ -272,8 +303,7 @@ def _check_conserved(logits: Tensor, tallies: list[Tensor]) -> None:
     """Refuse relevance that does not sum to the logits."""
     total, size = torch.stack([tally.to(logits.device) for tally in tallies]).sum(0)
     gap, scale = (total - logits.sum()).abs(), size + logits.abs().sum()
-    # What is not finite is told of by layer.
-    if torch.isfinite(logits).all() and not gap <= _TOLERANCE * scale:
+    if not gap <= _TOLERANCE * scale:
         raise ValueError(
             f"'relevance' cannot explain this network: {gap / scale:.1%} of it is not conserved, "
             "as where activations are multiplied (gates, attention) or divided (LayerNorm, "

@@ -1,6 +1,7 @@
 """Selection: from the scores of a layer's filters to the filters that are frozen."""
 
 import math
+from collections.abc import Sequence
 from itertools import cycle
 
 import torch
@@ -109,9 +110,34 @@ def frozen_mask(order: Tensor, pct: float) -> Tensor:
     ValueError
         If pct lies outside 0..1.
     """
-    mask = torch.zeros(len(order), dtype=torch.bool, device=order.device)
-    mask[order[: count_frozen(pct, len(order))]] = True
+    return mask_of(order[: count_frozen(pct, len(order))], len(order))
+
+
+def mask_of(filters: Tensor | Sequence[int], count: int) -> Tensor:
+    """Mark some of a layer's filters.
+
+    Parameters
+    ----------
+    filters : Tensor (n,) or sequence of int
+        Their indices.
+    count : int
+        F, how many the layer has.
+
+    Returns
+    -------
+    mask : Tensor (F,)
+        bool.
+    """
+    indices = torch.as_tensor(filters, dtype=torch.int64)
+    mask = torch.zeros(count, dtype=torch.bool, device=indices.device)
+    mask[indices] = True
     return mask
+
+
+def filters_of(mask: Tensor) -> list[int]:
+    """Return the indices that :func:`mask_of` has marked, in ascending order."""
+    indices: list[int] = mask.nonzero().flatten().tolist()
+    return indices
 
 
 def _take_turns(orders: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from typing import Any
 from permafrost.artifacts import file_digest, load_tasks, load_tensors
 from permafrost.cells import CellStore
 from permafrost.errors import InputError
-from permafrost.experiment import CellInputs, frozen_masks, train_cell
+from permafrost.experiment import CellInputs, train_cell
 from permafrost.params import Params
 from permafrost.plan import CellSpec
 from permafrost.processes import (
@@ -22,6 +22,7 @@ from permafrost.processes import (
     stop_on_signals,
     stop_with_parent,
 )
+from permafrost.ranking.method import frozen_masks
 from permafrost.source import PACKAGE_CODE
 from permafrost.stages.workspace import (
     FIRST,

@@ -1,7 +1,8 @@
 """Stage freeze: the variant's frozen filters."""
 
 from permafrost.artifacts import save_record
-from permafrost.experiment import frozen_masks
+from permafrost.ranking import filters_of
+from permafrost.ranking.method import frozen_masks
 from permafrost.stages.workspace import FROZEN, open_stage, seed_file
 
 
@@ -11,8 +12,7 @@ def run(seed: int) -> None:
         freeze = workspace.params.freeze
         masks = frozen_masks(workspace.orders(seed, freeze.metric), freeze.pct)
         layers = {
-            name: {"filters": len(mask), "frozen": mask.nonzero().flatten().tolist()}
-            for name, mask in masks.items()
+            name: {"filters": len(mask), "frozen": filters_of(mask)} for name, mask in masks.items()
         }
         save_record(
             seed_file(FROZEN, seed, ".json"),

@@ -10,13 +10,8 @@ from permafrost.data import Batches
 from permafrost.experiment import explain_config
 from permafrost.models import TaskNetwork
 from permafrost.pictures import draw_best_and_worst
-from permafrost.ranking import (
-    RESPONSES,
-    Evidence,
-    filter_responses,
-    needs_maps,
-    network_evidence,
-)
+from permafrost.ranking import Evidence, needs_images, needs_maps, network_evidence
+from permafrost.ranking.method import order_layers, show_images
 from permafrost.stages.workspace import (
     FILTERS,
     RANK_PICTURES,
@@ -27,7 +22,6 @@ from permafrost.stages.workspace import (
     open_stage,
     seed_file,
 )
-from permafrost.strategies.reranking import BATCH_SIZE, order_layers
 
 
 def read_maps(seed: int, evidence: Evidence) -> tuple[Evidence, list[str]]:
@@ -54,14 +48,14 @@ def measure_responses(
     workspace: Workspace, seed: int, network: TaskNetwork
 ) -> Mapping[str, Mapping[str, Tensor]]:
     """Show the network the first task's training images, if a criterion asks for it."""
-    criteria = [metric for metric in workspace.params.rank.metrics if metric in RESPONSES]
+    criteria = [metric for metric in workspace.params.rank.metrics if needs_images(metric)]
     if not criteria:
         return {}
     sequence = load_tasks(seed_file(TASKS, seed))
     task = sequence.tasks[0]
     batches = Batches(task.train, sequence.normalization, workspace.device)
     model = network.view("shared", 0, 1)
-    return filter_responses(model, batches.ordered(BATCH_SIZE), len(task.classes), criteria)
+    return show_images(model, batches, len(task.classes), criteria)
 
 
 def run(seed: int) -> None:

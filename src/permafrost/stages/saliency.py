@@ -10,6 +10,7 @@ from permafrost.data import Batches, LabeledImages
 from permafrost.experiment import explain_config
 from permafrost.explain import saliency_maps
 from permafrost.pictures import draw_saliency
+from permafrost.ranking.method import BATCH_SIZE, explain_classes
 from permafrost.stages.workspace import (
     SALIENCY,
     SALIENCY_PICTURES,
@@ -18,7 +19,6 @@ from permafrost.stages.workspace import (
     progress_bar,
     seed_file,
 )
-from permafrost.strategies.reranking import BATCH_SIZE, explain_classes
 
 EXAMPLES_PER_CLASS = 4
 

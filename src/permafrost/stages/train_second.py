@@ -2,7 +2,6 @@
 
 from typing import cast
 
-import torch
 from torch import Tensor
 
 from permafrost.artifacts import (
@@ -14,6 +13,7 @@ from permafrost.experiment import train_cell
 from permafrost.models import Head
 from permafrost.params import Params
 from permafrost.plan import CellSpec
+from permafrost.ranking import mask_of
 from permafrost.stages.cell_pool import cell_inputs
 from permafrost.stages.workspace import (
     FROZEN,
@@ -39,11 +39,8 @@ def read_masks(seed: int, params: Params) -> dict[str, Tensor]:
     freeze = params.freeze
     same = frozen.get("metric") == freeze.metric and frozen.get("pct") == freeze.pct
     require(same, path, "is of another variant than params.yaml names")
-    masks = {}
-    for name, layer in frozen["layers"].items():
-        masks[name] = torch.zeros(layer["filters"], dtype=torch.bool)
-        masks[name][layer["frozen"]] = True
-    return masks
+    layers = frozen["layers"].items()
+    return {name: mask_of(layer["frozen"], layer["filters"]) for name, layer in layers}
 
 
 def run(seed: int) -> None:

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from permafrost.freezing import FilterMasks
 from permafrost.ranking import count_frozen
+from permafrost.ranking.method import ExplainConfig, rank_network
 from permafrost.strategies.base import Lesson
-from permafrost.strategies.reranking import ExplainConfig, rank_network
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,12 @@
-"""Explain a network and rank its filters: the whole method in one call.
+"""The method, in one place: explain a network, score its filters, order them, freeze the first.
 
-The stages of the workflow take the same steps one by one and keep what lies between; before a third
-or later task they are taken here.
+The stages of the workflow take the steps one by one and keep what lies between; before a third or
+later task :func:`rank_network` takes them at once.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor, nn
 
 from permafrost.data import Batches, Normalization
@@ -23,16 +22,10 @@ from permafrost.explain import (
     start_image,
     visualize_filters,
 )
-from permafrost.ranking import (
-    RESPONSES,
-    Evidence,
-    combine_classes,
-    filter_responses,
-    needs_maps,
-    network_evidence,
-    order_filters,
-    score_filters,
-)
+from permafrost.ranking.class_scores import filter_responses
+from permafrost.ranking.criteria import needs_images, needs_maps, score_filters
+from permafrost.ranking.evidence import Evidence, combine_classes, network_evidence
+from permafrost.ranking.selection import frozen_mask, order_filters
 
 BATCH_SIZE = 64
 # Relative to the sum of the terms' absolute values, in float32.
@@ -50,7 +43,7 @@ class ExplainConfig:
     Attributes
     ----------
     method : str
-        Of the saliency maps, a name in ``SALIENCY_METHODS``.
+        Of the saliency maps, a name in ``SALIENCY_METHODS`` or ``module:function``.
     reading : {"layer", "channel"}
         Of FullGrad.
     steps, lr, weight_decay : int, float, float
@@ -115,29 +108,36 @@ def explain_classes(
 
 def visualize_network(
     model: nn.Module,
-    start: Tensor,
+    size: int,
+    normalization: Normalization,
     config: ExplainConfig,
     on_batch: Callable[[int], None] | None = None,
-) -> dict[str, Tensor]:
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Visualise every filter of every convolution.
 
     Parameters
     ----------
     model : nn.Module
         The classifier.
-    start : Tensor, shape (3, H, W)
-        The start image, normalised.
+    size : int
+        Height and width of its images.
+    normalization : Normalization
+        Of its images.
     config : ExplainConfig
-        Steps and learning rate.
+        Start image, steps, learning rate and heat map.
     on_batch : callable, optional
         Told how many filters were finished, to show progress.
 
     Returns
     -------
-    dict of str to Tensor, shape (F, 3, H, W)
-        Pictures of each layer's filters, in normalised units.
+    pictures : dict of str to Tensor, shape (F, 3, H, W)
+        Of each layer's filters, in normalised units.
+    maps : dict of str to Tensor, shape (F, H, W)
+        Each picture as one map.
     """
-    return {
+    start = start_image(size, normalization.mean, normalization.std, config.start_seed)
+    start = start.to(next(model.parameters()).device)
+    pictures = {
         name: visualize_filters(
             model,
             name,
@@ -149,6 +149,25 @@ def visualize_network(
         )
         for name in conv_layers(model)
     }
+    maps = {name: heat_maps(values, start, config.heat_map) for name, values in pictures.items()}
+    return pictures, maps
+
+
+def show_images(
+    model: nn.Module, batches: Batches, classes: int, criteria: Sequence[str]
+) -> dict[str, dict[str, Tensor]]:
+    """Score the filters for every class by criteria that look at images, as `filter_responses`."""
+    return filter_responses(model, _InOrder(batches), classes, criteria)
+
+
+@dataclass(frozen=True)
+class _InOrder:
+    """One task's images in their order, as often as they are asked for."""
+
+    batches: Batches
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return self.batches.ordered(BATCH_SIZE)
 
 
 def order_layers(
@@ -196,28 +215,28 @@ def rank_network(
     """
     evidence = network_evidence(model, seed)
     if needs_maps(criterion):
-        evidence = _with_maps(evidence, model, batches, classes, normalization, config)
-    elif criterion in RESPONSES:
-        scores = filter_responses(model, batches.ordered(BATCH_SIZE), classes, [criterion])
+        saliency = explain_classes(model, _InOrder(batches), classes, config)
+        _, maps = visualize_network(model, batches.images.shape[-1], normalization, config)
+        evidence = replace(evidence, filter_maps=maps, class_maps=saliency.maps)
+    elif needs_images(criterion):
+        scores = show_images(model, batches, classes, [criterion])
         evidence = replace(evidence, class_scores=scores)
     _, orders = order_layers(criterion, evidence, config)
-    return {name: torch.as_tensor(order) for name, order in orders.items()}
+    return orders
 
 
-def _with_maps(
-    evidence: Evidence,
-    model: nn.Module,
-    batches: Batches,
-    classes: int,
-    normalization: Normalization,
-    config: ExplainConfig,
-) -> Evidence:
-    """Add the maps of the filters and of the classes."""
-    images, _ = next(batches.ordered(1))
-    start = start_image(
-        images.shape[-1], normalization.mean, normalization.std, config.start_seed
-    ).to(images.device)
-    saliency = explain_classes(model, batches.ordered(BATCH_SIZE), classes, config)
-    pictures = visualize_network(model, start, config)
-    maps = {name: heat_maps(values, start, config.heat_map) for name, values in pictures.items()}
-    return replace(evidence, filter_maps=maps, class_maps=saliency.maps)
+def frozen_masks(orders: Mapping[str, Tensor], pct: float) -> dict[str, Tensor]:
+    """Mark the first filters of every layer's order as frozen.
+
+    Parameters
+    ----------
+    orders : mapping of str to Tensor (F,)
+        As :func:`rank_network` gives them.
+    pct : float
+        Share of the filters to freeze, 0..1.
+
+    Returns
+    -------
+    dict of str to Tensor of bool, shape (F,)
+    """
+    return {name: frozen_mask(order, pct) for name, order in orders.items()}

@@ -11,22 +11,14 @@ the deepest layer's filters differently, and two start images more so
 that extent chance.
 """
 
-import hashlib
-import importlib.util
 import math
-from collections.abc import Callable
-from functools import cache
-from pathlib import Path
-from types import ModuleType
-from typing import Protocol, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from permafrost.errors import InputError, NotFiniteError
-from permafrost.source import code_digest
+from permafrost.ranking.criteria import check_map_pair, map_metric
 
 SSIM_WINDOW = 11
 SSIM_SIGMA = 1.5
@@ -36,52 +28,6 @@ SSIM_C2 = 0.03**2
 # Elements that a temporary of one chunk may hold: 2**18 float64 numbers are 2 MiB, which stay in
 # the cores' caches.
 _CHUNK_ELEMENTS = 2**18
-
-
-class MapMetric(Protocol):
-    """A function of filter maps (F, H, W) and class maps (C, H, W) to scores (F, C).
-
-    The attribute ``higher_is_better`` is True where a higher score means that the maps are more
-    alike; :func:`map_metric` sets it.
-    """
-
-    higher_is_better: bool
-
-    def __call__(self, filter_maps: Tensor, class_maps: Tensor, /) -> Tensor:
-        """Score every filter map against every class map."""
-        ...
-
-
-def map_metric(
-    *, higher_is_better: bool
-) -> Callable[[Callable[[Tensor, Tensor], Tensor]], MapMetric]:
-    """Declare the direction of a map metric.
-
-    Parameters
-    ----------
-    higher_is_better : bool
-        True for a similarity, False for a distance.
-
-    Returns
-    -------
-    decorator : callable
-        Sets the attribute ``higher_is_better`` on the function and returns that same function.
-
-    Examples
-    --------
-    >>> @map_metric(higher_is_better=False)
-    ... def mean_gap(filter_maps, class_maps):
-    ...     return (filter_maps.mean((1, 2))[:, None] - class_maps.mean((1, 2))).abs()
-    >>> mean_gap.higher_is_better
-    False
-    """
-
-    def declare(function: Callable[[Tensor, Tensor], Tensor]) -> MapMetric:
-        metric = cast(MapMetric, function)
-        metric.higher_is_better = higher_is_better
-        return metric
-
-    return declare
 
 
 @map_metric(higher_is_better=False)
@@ -182,7 +128,7 @@ def spearman(filter_maps: Tensor, class_maps: Tensor) -> Tensor:
     ValueError
         If the shapes do not fit or a map is not finite.
     """
-    _check_maps(filter_maps, class_maps)
+    check_map_pair(filter_maps, class_maps)
     filters, classes = (_average_ranks(maps.flatten(1)) for maps in (filter_maps, class_maps))
     return _correlation(filters, classes)
 
@@ -315,138 +261,9 @@ def js(filter_maps: Tensor, class_maps: Tensor) -> Tensor:
     return divergence.clamp(min=0).float()
 
 
-METRICS: dict[str, MapMetric] = {
-    "mse": mse,
-    "pearson": pearson,
-    "cosine": cosine,
-    "spearman": spearman,
-    "ssim": ssim,
-    "sim": sim,
-    "js": js,
-}
-
-
-def get_metric(name: str) -> MapMetric:
-    """Look up a map metric by its name.
-
-    Parameters
-    ----------
-    name : str
-        A key of ``METRICS``, or ``module:function`` for a user's own metric, which must carry the
-        attribute ``higher_is_better`` as :func:`map_metric` sets it. Its module is imported.
-
-    Returns
-    -------
-    metric : MapMetric
-
-    Raises
-    ------
-    InputError
-        If the name is unknown, the module cannot be imported, it has no such function, or the
-        function does not declare its direction.
-    """
-    if name in METRICS:
-        return METRICS[name]
-    if ":" not in name:
-        known = ", ".join(METRICS)
-        raise InputError(f"metric '{name}' is unknown: use one of {known}, or module:function")
-    module_name, _, function_name = name.partition(":")
-    try:
-        module, _ = _imported(module_name)
-    except (Exception, SystemExit) as error:
-        # A user's module may fail in any way while it is imported; each is an unusable input.
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise InputError(
-            f"metric '{name}': module '{module_name}' cannot be imported ({reason})"
-        ) from error
-    metric = getattr(module, function_name, None)
-    if not callable(metric):
-        raise InputError(
-            f"metric '{name}': module '{module_name}' has no function '{function_name}'"
-        )
-    if not isinstance(getattr(metric, "higher_is_better", None), bool):
-        raise InputError(
-            f"metric '{name}' declares no direction: "
-            "decorate it with map_metric(higher_is_better=True) or (higher_is_better=False)"
-        )
-    return cast(MapMetric, metric)
-
-
-@cache
-def _imported(module_name: str) -> tuple[ModuleType, list[str]]:
-    """Import a user's module; return it and the hash of its package, whatever becomes of that."""
-    package = module_name.partition(".")[0]
-    digests = _package_digests(package)
-    module = importlib.import_module(module_name)
-    if _package_digests(package) != digests:
-        raise RuntimeError("it was changed meanwhile")
-    return module, digests
-
-
-def _package_digests(name: str) -> list[str]:
-    spec = importlib.util.find_spec(name)
-    if spec is None or not (spec.submodule_search_locations or spec.has_location):
-        return []  # there is none, or Python has it built in
-    if spec.submodule_search_locations:
-        return [code_digest(Path(folder)) for folder in spec.submodule_search_locations]
-    return [hashlib.sha256(Path(str(spec.origin)).read_bytes()).hexdigest()]
-
-
-def evaluate_metric(metric: MapMetric, filter_maps: Tensor, class_maps: Tensor) -> Tensor:
-    """Compute a metric's scores, without gradients, and check maps and scores.
-
-    Parameters
-    ----------
-    metric : MapMetric
-        One of ``METRICS`` or a user's own.
-    filter_maps, class_maps : Tensor (F, H, W) and (C, H, W)
-        Maps of any scale.
-
-    Returns
-    -------
-    scores : Tensor (F, C)
-        As the metric gives them, in its own direction.
-
-    Raises
-    ------
-    ValueError
-        If the maps' shapes do not fit or a map is not finite.
-    InputError
-        If the metric's result is not a finite floating-point tensor of shape (F, C).
-    """
-    _check_maps(filter_maps, class_maps)
-    with torch.no_grad():
-        scores = metric(filter_maps, class_maps)
-    name = getattr(metric, "__name__", type(metric).__name__)
-    shape = (len(filter_maps), len(class_maps))
-    if not isinstance(scores, Tensor):
-        raise InputError(f"metric '{name}' returned {type(scores).__name__}, not a Tensor {shape}")
-    if tuple(scores.shape) != shape:
-        raise InputError(f"metric '{name}' returned shape {tuple(scores.shape)}, not {shape}")
-    if not scores.is_floating_point():
-        raise InputError(f"metric '{name}' returned {scores.dtype}, not floating-point scores")
-    if not torch.isfinite(scores).all():
-        raise InputError(f"metric '{name}' returned scores that are not finite")
-    return scores
-
-
-def _check_maps(filter_maps: Tensor, class_maps: Tensor) -> None:
-    """Refuse maps unless both are (N, H, W) with one H and W, not empty, and finite."""
-    for name, maps in (("filter_maps", filter_maps), ("class_maps", class_maps)):
-        if maps.ndim != 3 or 0 in maps.shape:
-            raise ValueError(f"{name} have shape {tuple(maps.shape)}, not (N, H, W) without a 0")
-        if not torch.isfinite(maps).all():
-            raise NotFiniteError(f"{name} hold values that are not finite")
-    if filter_maps.shape[1:] != class_maps.shape[1:]:
-        raise ValueError(
-            f"filter_maps are {tuple(filter_maps.shape[1:])}, "
-            f"but class_maps {tuple(class_maps.shape[1:])}"
-        )
-
-
 def _rescaled_pair(filter_maps: Tensor, class_maps: Tensor) -> tuple[Tensor, Tensor]:
     """Check, flatten to (N, H*W) and rescale both."""
-    _check_maps(filter_maps, class_maps)
+    check_map_pair(filter_maps, class_maps)
     return _rescale(filter_maps.flatten(1)), _rescale(class_maps.flatten(1))
 
 
