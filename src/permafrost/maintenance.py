@@ -3,6 +3,7 @@
 import errno
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from permafrost.cells import CellStore
 from permafrost.doctor import dvc_cache
 from permafrost.errors import InputError
 from permafrost.processes import stop_group
+from permafrost.runs.results import results_folder
 from permafrost.stages.workspace import (
     FIRST_RECORDS,
     SECOND_RECORDS,
@@ -104,8 +106,12 @@ def describe_cells(keys: list[str]) -> list[str]:
 
 
 def delete_cells(keys: list[str]) -> str:
-    """Delete stored trainings, but none that is under way; return what was done."""
+    """Delete stored trainings, but none that is under way; return what was done.
+
+    What the stages that explain and rank have kept goes too: they make it again if it is needed.
+    """
     store = CellStore(project_root())
+    shutil.rmtree(results_folder(store.root), ignore_errors=True)
     freed = [size for key in keys if (size := store.delete(key)) is not None]
     return f"{len(freed)} trainings deleted, {sum(freed) / 2**20:.0f} MiB freed"
 

@@ -8,12 +8,20 @@ from torch import Tensor
 from permafrost.artifacts import load_tasks, load_tensors, require, save_tensors
 from permafrost.data import Batches
 from permafrost.experiment import explain_config
-from permafrost.models import TaskNetwork
+from permafrost.models import TaskNetwork, vgg
 from permafrost.pictures import draw_best_and_worst
-from permafrost.ranking import Evidence, needs_images, needs_maps, network_evidence
-from permafrost.ranking.method import order_layers, show_images
+from permafrost.ranking import (
+    CRITERIA,
+    Evidence,
+    method,
+    needs_images,
+    needs_maps,
+    network_evidence,
+)
+from permafrost.runs.results import Result
 from permafrost.stages.workspace import (
     FILTERS,
+    FIRST,
     RANK_PICTURES,
     RANKS,
     SALIENCY,
@@ -55,7 +63,7 @@ def measure_responses(
     task = sequence.tasks[0]
     batches = Batches(task.train, sequence.normalization, workspace.device)
     model = network.view("shared", 0, 1)
-    return show_images(model, batches, len(task.classes), criteria)
+    return method.show_images(model, batches, len(task.classes), criteria)
 
 
 def run(seed: int) -> None:
@@ -64,14 +72,26 @@ def run(seed: int) -> None:
         params = workspace.params
         network = workspace.first_network(seed)
         evidence, classes = read_maps(seed, network_evidence(network, seed))
-        evidence = replace(evidence, class_scores=measure_responses(workspace, seed, network))
-        config = explain_config(params)
-        tensors: dict[str, Tensor] = {}
-        for metric in params.rank.metrics:
-            scores, orders = order_layers(metric, evidence, config)
-            tensors |= {f"{metric}/{name}/scores": values for name, values in scores.items()}
-            tensors |= {f"{metric}/{name}/order": values for name, values in orders.items()}
-        save_tensors(seed_file(RANKS, seed), tensors, {"metrics": params.rank.metrics})
+        tensors, about = workspace.obtain(
+            "rank",
+            params.rank.model_dump() | {"seed": seed},
+            [seed_file(folder, seed) for folder in (TASKS, FIRST, SALIENCY, FILTERS)],
+            [method.__name__, vgg.__name__, *map(CRITERIA.home, params.rank.metrics)],
+            lambda: _rank(workspace, seed, network, evidence),
+        )
+        save_tensors(seed_file(RANKS, seed), tensors, about)
         # Other criteria look at no maps: there is nothing to show beside each other.
         shown = next((metric for metric in params.rank.metrics if needs_maps(metric)), "mse")
         draw_best_and_worst(seed_file(RANK_PICTURES, seed, ".png"), classes, evidence, shown)
+
+
+def _rank(workspace: Workspace, seed: int, network: TaskNetwork, evidence: Evidence) -> Result:
+    """Return the scores and orders of every layer's filters by every metric."""
+    evidence = replace(evidence, class_scores=measure_responses(workspace, seed, network))
+    config = explain_config(workspace.params)
+    tensors: dict[str, Tensor] = {}
+    for metric in workspace.params.rank.metrics:
+        scores, orders = method.order_layers(metric, evidence, config)
+        tensors |= {f"{metric}/{name}/scores": values for name, values in scores.items()}
+        tensors |= {f"{metric}/{name}/order": values for name, values in orders.items()}
+    return tensors, {"metrics": workspace.params.rank.metrics}

@@ -5,7 +5,7 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,7 @@ from rich.progress import (
 )
 
 from permafrost.artifacts import (
+    file_digest,
     load_json,
     load_state,
     load_tensors,
@@ -35,9 +36,11 @@ from permafrost.cells import CellStore
 from permafrost.errors import InputError
 from permafrost.experiment import new_network
 from permafrost.explain import conv_layers
+from permafrost.machine import machine_identity
 from permafrost.models import TaskNetwork
 from permafrost.params import Params, load_params
 from permafrost.processes import project_lock
+from permafrost.runs.results import Result, obtain_result
 from permafrost.source import PACKAGE, PACKAGE_CODE, code_digest
 
 PARAMS = Path("params.yaml")
@@ -124,6 +127,37 @@ class Workspace:
         network = new_network(self.params, seed)
         load_state(seed_file(FIRST, seed), network)
         return network.to(self.device)
+
+    def obtain(
+        self,
+        stage: str,
+        settings: dict[str, Any],
+        inputs: Iterable[Path],
+        code: Iterable[str],
+        make: Callable[[], Result],
+    ) -> Result:
+        """Return a stage's result, made or kept from when the same was asked for.
+
+        Parameters
+        ----------
+        stage : str
+            Its name.
+        settings : dict
+            All that it depends on besides inputs, code and machine.
+        inputs : iterable of Path
+            The files that it reads.
+        code : iterable of str
+            The modules that it runs.
+        make : callable
+            Makes it.
+        """
+        identity = {
+            "stage": stage,
+            "settings": settings,
+            "inputs": {str(path): file_digest(path) for path in inputs},
+            "machine": machine_identity(self.device, "float32"),
+        }
+        return obtain_result(self.store.root, identity, code, make)
 
     def orders(self, seed: int, metric: str) -> dict[str, torch.Tensor]:
         """Return the order of every layer's filters by one metric.
