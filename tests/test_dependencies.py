@@ -84,7 +84,7 @@ def reached_files(stage: str) -> set[str]:
     while waiting:
         module, name = waiting.pop()
         short = _short(module)
-        if (module, name) in seen or short.split("/")[0] in PASSED_ON:
+        if (module, name) in seen or {short, short.split("/")[0]} & PASSED_ON:
             continue
         seen.add((module, name))
         own, imported = _definitions(module)
