@@ -2,15 +2,16 @@
 # that is installed, or else by one that pip puts into .venv.
 
 .DEFAULT_GOAL := help
-.PHONY: help repro test torture networks bench ui lint audit clean
+.PHONY: help repro test test-all torture networks bench ui lint audit clean
 
 VENV := .venv
 BIN := $(VENV)/bin
 PYTHON ?= python3
 READY := $(VENV)/.ready
+PYTEST := PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest
 
 help: ## list the targets
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
 $(READY): uv.lock pyproject.toml
 	@command -v $(PYTHON) >/dev/null || { echo "make: $(PYTHON) not found; Python 3.11 to 3.13 is needed (make PYTHON=...)"; exit 2; }
@@ -29,11 +30,14 @@ repro: $(READY) ## run the whole experiment and print its tables
 	@cat reports/tables.md
 	-@$(BIN)/permafrost track
 
-test: $(READY) ## run the tests
-	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+test: $(READY) ## run the tests of the parts
+	@$(PYTEST) -n 2 --dist worksteal -m "not workflow"
+
+test-all: $(READY) ## run all tests, with those of the whole workflow, stopped and killed
+	@$(PYTEST) -n 2 --dist loadfile --no-loadscope-reorder
 
 torture: $(READY) ## the long form of the fault tests: a table and metrics/torture.json
-	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -v -n 2 --dist worksteal tests/faults --torture
+	@$(PYTEST) -v -n 2 --dist worksteal tests/faults --torture
 
 networks: $(READY) ## what holds of torchvision's networks, measured anew: docs/networks.md
 	@$(BIN)/python -m pytest tests/test_families.py --networks

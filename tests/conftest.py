@@ -40,6 +40,7 @@ from permafrost.strategies import (
 )
 from project import Project
 
+WORKFLOWS = {"project", "undisturbed", "before_sweep"}  # fixtures that have run a whole one
 LONGEST = ("test_kill.py", "test_disk.py", "test_pipeline.py", "test_stages.py")
 
 
@@ -52,10 +53,11 @@ def pytest_collection_modifyitems(items):
     """Begin with the longest files, so that no worker is left alone with one at the end."""
     places = {name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: places.get(item.path.name, len(LONGEST)))
-    if not torch.cuda.is_available():
-        for item in items:
-            if item.get_closest_marker("gpu"):
-                item.add_marker(pytest.mark.skip(reason="needs a CUDA GPU"))
+    for item in items:
+        if WORKFLOWS & set(item.fixturenames):
+            item.add_marker("workflow")
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA GPU"))
 
 
 def pytest_sessionfinish():

@@ -8,6 +8,8 @@ from ruamel.yaml import YAML
 
 from project import REPOSITORY, Project
 
+pytestmark = pytest.mark.workflow
+
 GUIDES = sorted((REPOSITORY / "docs/extend").glob("*.md"))
 FILE = re.compile(r"`(custom/\w+\.py)`.*?```python\n(.*?)```", re.DOTALL)
 PARAMS = re.compile(r"```yaml\n(.*?)```", re.DOTALL)

@@ -15,6 +15,8 @@ from permafrost.errors import InputError
 from project import STAGES, command_of
 from workflow import WatchedProject, check_recovered, disk_usage, remove
 
+pytestmark = pytest.mark.workflow
+
 MIB = 2**20
 
 

@@ -24,6 +24,8 @@ from workflow import (
     workers_of,
 )
 
+pytestmark = pytest.mark.workflow
+
 HOW = ("all", "the stage", "DVC")
 
 

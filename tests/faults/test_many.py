@@ -4,10 +4,13 @@ import subprocess
 from contextlib import suppress
 
 import psutil
+import pytest
 
 from project import wait_for
 from test_tracking import WRONG, never, serve
 from workflow import SMALL, WatchedProject, running_stage
+
+pytestmark = pytest.mark.workflow
 
 
 def test_two_repros_at_once(tally, rounds, undisturbed, tmp_path):

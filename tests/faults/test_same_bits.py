@@ -6,6 +6,8 @@ import pytest
 
 from workflow import SMALL, WatchedProject
 
+pytestmark = pytest.mark.workflow
+
 
 def variation(**sweep) -> dict:
     """Return the small project's parameters with another sweep."""

@@ -39,6 +39,8 @@ from permafrost.tracking import (
 from permafrost.training import TrainingState
 from project import wait_for
 
+pytestmark = pytest.mark.workflow
+
 EPOCHS = 3
 AT_ONCE = 20.0  # seconds; what hangs for ever, or for MLflow's own timeouts, takes longer
 
