@@ -22,6 +22,7 @@ PASSED_ON = {
     "params.py",
     "processes.py",
     "source.py",
+    "stopping.py",
     "tracking",
     "variants.py",
 }

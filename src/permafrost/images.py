@@ -16,6 +16,7 @@ from permafrost.artifacts import file_digest, load_json, save_json, write_atomic
 from permafrost.data.datasets import list_images
 from permafrost.errors import InputError
 from permafrost.params import Params
+from permafrost.stopping import stop_if_requested
 
 NOTE = Path("images.yaml")
 _TEXT = """\
@@ -68,6 +69,7 @@ def images_digest(params: Params, root: Path) -> str | None:
     for part, classes in list_images(folder).items():
         for name, files in classes.items():
             for path in files:
+                stop_if_requested()
                 about = path.stat()
                 times = (about.st_mtime_ns, about.st_ctime_ns)
                 place = f"{path} {about.st_dev} {about.st_ino} {about.st_size} {times}"
