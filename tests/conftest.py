@@ -5,7 +5,6 @@ import gc
 import importlib
 import itertools
 import signal
-import sys
 from contextlib import contextmanager, nullcontext
 
 import pytest
@@ -91,12 +90,10 @@ def one_thread():
 
 @pytest.fixture(autouse=True)
 def own_signals():
-    """The command line, called in a test's own process, leaves Ctrl-C to pytest."""
-    heard = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGALRM)
+    """A stage's command, called in a test's own process, leaves Ctrl-C to pytest."""
+    heard = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
     before = {number: signal.getsignal(number) for number in heard}
-    hook = sys.unraisablehook
     yield
-    sys.unraisablehook = hook
     for number, handler in before.items():
         signal.signal(number, handler)
 

@@ -28,6 +28,7 @@ PASSED_ON = {
     "runs/key.py",
     "runs/results.py",
     "source.py",
+    "stopping.py",
     "tracking",
     "variants.py",
 }

@@ -16,6 +16,7 @@ from typer.core import TyperCommand, TyperGroup
 from permafrost import PARENT, __version__
 from permafrost.errors import InputError
 from permafrost.imports import uncollected
+from permafrost.stopping import stop_if_requested
 
 
 class _PlainFlags:
@@ -98,11 +99,6 @@ _STAGES = {
 @contextmanager
 def _clear_errors() -> Iterator[None]:
     """Turn what is no fault of the program into one line and an exit code."""
-    from permafrost.processes import begin_to_stop, stop_on_signals, stop_with_parent
-
-    stop_on_signals()
-    if "DVC_STAGE" in os.environ:
-        stop_with_parent(PARENT)
     try:
         yield
     except InputError as error:
@@ -118,7 +114,6 @@ def _clear_errors() -> Iterator[None]:
         typer.echo("permafrost: this machine has too little memory for that", err=True)
         raise typer.Exit(2) from None
     except KeyboardInterrupt:
-        begin_to_stop()
         typer.echo("permafrost: stopped; what is done so far is kept", err=True)
         raise typer.Exit(130) from None
 
@@ -127,23 +122,34 @@ def _can_ask() -> bool:
     return sys.stdin.isatty()
 
 
-def _module(stage: str) -> ModuleType:
-    with uncollected(for_good=True):
-        return import_module(f"permafrost.stages.{stage}")
+@contextmanager
+def _stage_module(stage: str) -> Iterator[ModuleType]:
+    """Import a stage, which a signal or the death of its DVC stops where its loops ask for it."""
+    from permafrost.processes import stop_on_signals, stop_with_parent
+
+    with _clear_errors():
+        stop_on_signals()
+        if "DVC_STAGE" in os.environ:
+            stop_with_parent(PARENT)
+        with uncollected(for_good=True):
+            module = import_module(f"permafrost.stages.{stage}")
+        stop_if_requested()
+        yield module
+        stop_if_requested()  # or DVC would begin the next stage
 
 
 def _seed_stage(name: str) -> Callable[..., None]:
     def command(seed: Seed) -> None:
-        with _clear_errors():
-            _module(name).run(_seed(seed))
+        with _stage_module(name) as module:
+            module.run(_seed(seed))
 
     return command
 
 
 def _stage(name: str) -> Callable[..., None]:
     def command() -> None:
-        with _clear_errors():
-            _module(name).run()
+        with _stage_module(name) as module:
+            module.run()
 
     return command
 

@@ -17,6 +17,7 @@ from permafrost.data import DATASETS
 from permafrost.data.datasets import require_root
 from permafrost.errors import InputError
 from permafrost.params import Params
+from permafrost.stopping import stop_if_requested
 
 NOTE = Path("images.yaml")
 _TEXT = """\
@@ -71,6 +72,7 @@ def images_digest(params: Params, root: Path) -> str | None:
     unsettled = set()
     digest = hashlib.sha256()
     for names, path in files(require_root(folder)):
+        stop_if_requested()
         about = path.stat()
         times = (about.st_mtime_ns, about.st_ctime_ns)
         place = f"{path} {about.st_dev} {about.st_ino} {about.st_size} {times}"

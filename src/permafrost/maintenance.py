@@ -4,6 +4,7 @@ import errno
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -147,6 +148,8 @@ def serve_ui(port: int) -> int:
     command += ["--port", str(port), "--default-artifact-root", str(tracker.root / "mlruns")]
     # Not among the arguments, which everybody on this machine can read.
     environment = os.environ | {"MLFLOW_BACKEND_STORE_URI": tracker.uri}
+    for number in (signal.SIGTERM, signal.SIGHUP):  # as Ctrl-C: the server must not be left over
+        signal.signal(number, signal.default_int_handler)
     # A group of its own: the server's processes do not all end with the first of them.
     server = subprocess.Popen(command, env=environment, start_new_session=True)
     try:

@@ -3,21 +3,19 @@
 import os
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from importlib.machinery import ExtensionFileLoader
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from types import FrameType
 
 from filelock import FileLock
 
-_GRACE = 3.0  # seconds in which a process may end its MLflow run before it is killed
-_STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-_REPEAT = 0.5  # seconds after which an interrupt that nobody caught is raised again
+from permafrost import stopping
+
+GRACE = 3.0  # seconds that others leave a process to end its MLflow run
+_LONGEST = 10  # seconds that it leaves itself
 
 
 def project_lock(root: Path, name: str, timeout: float = -1) -> FileLock:
@@ -40,54 +38,19 @@ def project_lock(root: Path, name: str, timeout: float = -1) -> FileLock:
 
 
 def stop_on_signals() -> None:
-    """Let SIGTERM, Ctrl-C or a closed terminal end this process by a KeyboardInterrupt.
+    """Let SIGTERM, Ctrl-C or a closed terminal stop this process where its loops ask for it.
 
-    Whoever catches it first and has work to do calls :func:`begin_to_stop`.
+    Where it comes to none, as in a long import or while it waits for another process, SIGALRM ends
+    it after ten seconds.
     """
-    if threading.current_thread() is not threading.main_thread():
-        return
-    sys.unraisablehook = _tell_unless_interrupted
-    signal.signal(signal.SIGALRM, _interrupt)
-    for number in _STOPPING:
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:  # as deaf_children and nohup wish
-            signal.signal(number, _interrupt)
+            signal.signal(number, _stop)
 
 
-def begin_to_stop() -> None:
-    """Ignore further signals: DVC, the pool and the death of the parent may all send one."""
-    for number in (*_STOPPING, signal.SIGALRM):
-        if signal.getsignal(number) is _interrupt:
-            signal.signal(number, signal.SIG_IGN)
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    del number
-    left, _ = signal.getitimer(signal.ITIMER_REAL)
-    if 0 < left <= _REPEAT:
-        return  # another one now could break off what the first has begun to end
-    # Again and again until it is heard: Python drops what is raised while it collects garbage.
-    signal.setitimer(signal.ITIMER_REAL, _REPEAT)
-    if not (_is_in_with(frame) or _loads_extension(frame)):
-        raise KeyboardInterrupt
-
-
-def _is_in_with(frame: FrameType | None) -> bool:
-    """Return whether a block of `with` begins or ends: interrupted there, it would not be left."""
-    return frame is not None and frame.f_code.co_filename == contextmanager.__code__.co_filename
-
-
-def _loads_extension(frame: FrameType | None) -> bool:
-    """Return whether compiled code is imported now: some, as Triton's, aborts if interrupted."""
-    while frame:
-        if issubclass(type(frame.f_locals.get("self")), ExtensionFileLoader):
-            return True
-        frame = frame.f_back
-    return False
-
-
-def _tell_unless_interrupted(dropped: "sys.UnraisableHookArgs") -> None:
-    if dropped.exc_type is not KeyboardInterrupt:
-        sys.__unraisablehook__(dropped)
+def _stop(*_: object) -> None:
+    stopping.request()
+    signal.alarm(signal.alarm(0) or _LONGEST)  # a further signal does not put it off
 
 
 @contextmanager
@@ -101,7 +64,7 @@ def deaf_children() -> Iterator[None]:
 
 
 def stop_with_parent(parent: int) -> None:
-    """Send this process SIGTERM once its parent is dead, however it died, and at last SIGKILL.
+    """Stop this process, as by a signal, once its parent is dead, however it died.
 
     Otherwise the stages of a `dvc repro` that was killed would work on, unseen, and write beside
     the next one.
@@ -115,9 +78,7 @@ def stop_with_parent(parent: int) -> None:
     def watch() -> None:
         while os.getppid() == parent:
             time.sleep(0.2)
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(2 * _GRACE)
-        os.kill(os.getpid(), signal.SIGKILL)
+        _stop()
 
     threading.Thread(target=watch, daemon=True).start()
 
@@ -127,17 +88,17 @@ def stop_group(leader: subprocess.Popen[bytes]) -> None:
     with suppress(ProcessLookupError):
         os.killpg(leader.pid, signal.SIGTERM)
     with suppress(subprocess.TimeoutExpired):
-        leader.wait(_GRACE)
+        leader.wait(GRACE)
     with suppress(ProcessLookupError):
         os.killpg(leader.pid, signal.SIGKILL)
 
 
-def stop_all(processes: Iterable[BaseProcess]) -> None:
+def stop_all(processes: Iterable[BaseProcess], grace: float) -> None:
     """Stop processes: SIGTERM, and SIGKILL to those that are still there after the grace."""
-    stopping = list(processes)
-    for process in stopping:
+    asked = list(processes)
+    for process in asked:
         process.terminate()
-    end = time.monotonic() + _GRACE
-    for process in stopping:
+    end = time.monotonic() + grace
+    for process in asked:
         process.join(max(0.0, end - time.monotonic()))
         process.kill()

@@ -1024,7 +1024,6 @@ def test_the_ui_hides_its_store_and_listens_here_only(rounds, make_root, fresh):
     (root / "dvc.yaml").touch()
     script = "import os, sys; from permafrost import maintenance; from pathlib import Path;"
     script += "maintenance.project_root = lambda: Path.cwd();"
-    script += "from permafrost.processes import stop_on_signals; stop_on_signals();"
     script += f"sys.exit(maintenance.serve_ui({port}))"
     process = subprocess.Popen(
         [sys.executable, "-c", script], cwd=root, stdout=subprocess.DEVNULL, start_new_session=True

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from permafrost.data.images import LabeledImages
 from permafrost.data.tasks import Normalization
+from permafrost.stopping import stop_if_requested
 
 
 def normalize(images: Tensor, normalization: Normalization) -> Tensor:
@@ -120,6 +121,7 @@ class Batches:
             Normalised images, float32 of shape (B, 3, H, W), and labels, int64 of shape (B,).
         """
         for start in range(0, len(self), batch_size):
+            stop_if_requested()
             part = slice(start, start + batch_size)
             yield _standardize(self.images[part], self._mean, self._std), self.labels[part]
 
@@ -137,6 +139,7 @@ class Batches:
         # it copy whole windows, which is many times faster than an index for every pixel.
         windows = padded.unfold(2, height, 1).unfold(3, width, 1)
         for start in range(0, len(order), batch_size):
+            stop_if_requested()
             part = slice(start, start + batch_size)
             index = order[part]
             window = windows[index, :, offsets[part, 0], offsets[part, 1]]

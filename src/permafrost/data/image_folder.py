@@ -18,6 +18,7 @@ from PIL.TiffImagePlugin import PHOTOMETRIC_INTERPRETATION, SAMPLEFORMAT, TiffIm
 from permafrost.data.datasets import dataset
 from permafrost.data.images import ImageDataset, LabeledImages, can_be_shown, require_memory
 from permafrost.errors import InputError, one_line
+from permafrost.stopping import stop_if_requested
 
 # A closed list: some of Pillow's other readers start programs (EPS runs Ghostscript).
 IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
@@ -221,6 +222,7 @@ def _check_depth(peaks: dict[Path, int]) -> None:
 
 def _read_image(path: Path, size: int) -> tuple[np.ndarray, int | None]:
     """Read an image as uint8 of shape (3, size, size), and its largest sample if it has 16 bits."""
+    stop_if_requested()
     try:
         with Image.open(path, formats=IMAGE_FORMATS) as image:
             # A large JPEG is decoded at a fraction of its size that is still at least twice ours.

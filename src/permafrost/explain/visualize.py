@@ -15,6 +15,7 @@ from permafrost.errors import NotFiniteError
 from permafrost.explain._checks import check_type
 from permafrost.explain._scopes import explaining
 from permafrost.models.units import runs_as
+from permafrost.stopping import stop_if_requested
 
 Reduction = Literal["change", "intensity", "max"]
 
@@ -256,6 +257,7 @@ def _ascend(
     linear = runs_as(layer, nn.Conv2d)
     downhill: Tensor | None = None
     for _ in range(steps):
+        stop_if_requested()
         below = _layer_input(model, images)
         if downhill is None or not linear:
             downhill = _downhill(layer, below.detach(), filters)

@@ -1,10 +1,8 @@
 """Train many cells, one after the other or in several processes."""
 
 import multiprocessing
-import os
-import signal
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from functools import lru_cache
 from typing import Any
@@ -16,7 +14,7 @@ from permafrost.experiment import CellInputs, train_cell
 from permafrost.params import Params
 from permafrost.plan import CellSpec
 from permafrost.processes import (
-    begin_to_stop,
+    GRACE,
     deaf_children,
     stop_all,
     stop_on_signals,
@@ -36,6 +34,7 @@ from permafrost.stages.workspace import (
     refuse_changed,
     seed_file,
 )
+from permafrost.stopping import stop_if_requested
 
 Records = dict[CellSpec, dict[str, Any]]
 
@@ -92,28 +91,33 @@ def _records(
     )
     # The longest first, so that no worker is left alone with one at the end.
     longest = sorted(specs, key=lambda spec: -spec.hyperparameters.get("passes", 0))
+    grace = GRACE
     try:
         with deaf_children():
             futures = {
                 pool.submit(_obtain_in_worker, s, on_validation, PACKAGE_CODE): s for s in longest
             }
-        for future in as_completed(futures):
-            yield futures[future], future.result()
+        pending = set(futures)
+        while pending:
+            done, pending = wait(pending, timeout=0.2, return_when=FIRST_COMPLETED)
+            stop_if_requested()
+            for future in done:
+                yield futures[future], future.result()
+        grace = 0.0  # they only wait for more
     except BrokenProcessPool:
+        stop_if_requested()  # the signal may have ended a worker that had only begun
         raise InputError(
             "sweep.workers: one was killed, perhaps for want of memory; `dvc repro` goes on "
             "after the last epoch, or set fewer workers"
         ) from None
-    except KeyboardInterrupt:
-        begin_to_stop()
-        raise
     finally:
         # Not left to the pool: it waits for ever if a worker is killed while all of them end.
         pool.shutdown(wait=False, cancel_futures=True)
-        stop_all(set(multiprocessing.active_children()) - others)
+        stop_all(set(multiprocessing.active_children()) - others, grace)
 
 
 def _obtain(workspace: Workspace, spec: CellSpec, on_validation: bool) -> dict[str, Any]:
+    stop_if_requested()
     masks = None
     if spec.metric is not None and spec.pct is not None:
         masks = frozen_masks(workspace.orders(spec.seed, spec.metric), spec.pct)
@@ -139,17 +143,11 @@ _workspaces: list[Workspace] = []  # a worker's own
 def _start_worker(params: Params) -> None:
     parent = multiprocessing.parent_process()
     assert parent
+    stop_on_signals()
     stop_with_parent(int(parent.pid or 0))
     _workspaces.append(Workspace(params, prepare_device(params), CellStore(project_root())))
 
 
 def _obtain_in_worker(spec: CellSpec, on_validation: bool, code: str) -> dict[str, Any]:
-    before = signal.getsignal(signal.SIGTERM)
-    stop_on_signals()
-    try:
-        refuse_changed(SOURCE, "its stage", code != PACKAGE_CODE)  # a worker imports it anew
-        return _obtain(_workspaces[0], spec, on_validation)
-    except KeyboardInterrupt:
-        os._exit(1)  # or the pool would hand this worker the next cell
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    refuse_changed(SOURCE, "its stage", code != PACKAGE_CODE)  # a worker imports it anew
+    return _obtain(_workspaces[0], spec, on_validation)

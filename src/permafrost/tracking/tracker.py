@@ -15,7 +15,7 @@ from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from permafrost.processes import begin_to_stop, project_lock
+from permafrost.processes import project_lock
 from permafrost.tracking.database import (
     database_file,
     database_uri,
@@ -159,8 +159,6 @@ class Tracker:
                 run.start()
                 yield run
             except BaseException as error:
-                if isinstance(error, KeyboardInterrupt):
-                    begin_to_stop()
                 run.stop(_FAILED if isinstance(error, Exception) else _KILLED)
                 raise
 
@@ -205,9 +203,7 @@ class Tracker:
         try:
             yield
             self._settle()
-        except BaseException as error:
-            if isinstance(error, KeyboardInterrupt):
-                begin_to_stop()
+        except BaseException:
             if not self._worker.wait(STOPPED_WAIT):
                 self._failed = True  # what comes of it later is not told
             raise
