@@ -126,10 +126,13 @@ def never(progress, on_epoch):
 REQUEST = CellRequest("cell", "a cell", {"seed": 0}, {"seed": 0}, (), {"strategy": "none"})
 
 
+FILTERS = {"filters": {"a": 4, "b": 6}, "frozen": {"b": 3}}
+
+
 def facts(correct=1):
     """Return what one task of two images, learned by nothing, would be measured as."""
     rows = [[Accuracy((0,), (2,))], [Accuracy((correct,), (2,))]]
-    return accuracy_facts(Progress(1, rows)) | {"memory_bytes": 0, "frozen": {}}
+    return accuracy_facts(Progress(1, rows)) | {"memory_bytes": 0} | FILTERS
 
 
 def trivial(progress, on_epoch):
@@ -466,7 +469,7 @@ def test_the_record_of_a_cell(store, inputs):
 def test_the_row_is_derived_from_the_matrix():
     matrix = [[0.1, 0.2], [0.9, 0.3], [0.6, 0.8]]
     rows = [[Accuracy((round(10 * v), round(5 * v)), (10, 5)) for v in row] for row in matrix]
-    row = further_row(accuracy_facts(Progress(2, rows)) | {"memory_bytes": 7})
+    row = further_row(accuracy_facts(Progress(2, rows)) | {"memory_bytes": 7} | FILTERS)
     matrix = [[entry.overall for entry in line] for line in rows]
     assert row["R"] == matrix
     for task in (0, 1):
@@ -479,6 +482,7 @@ def test_the_row_is_derived_from_the_matrix():
     assert row["forgetting"] == -row["bwt"] == pytest.approx(matrix[1][0] - kept)
     assert row["fwt"] == pytest.approx(matrix[1][1] - matrix[0][1])
     assert (row["status"], row["memory_bytes"]) == ("done", 7)
+    assert (row["free_filters"], row["free_filters_least"]) == (0.7, 0.5)
 
 
 def test_what_never_froze_and_what_froze_all(store, inputs):

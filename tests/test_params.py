@@ -64,7 +64,7 @@ def test_every_key_of_the_schema_stands_in_every_profile(path):
     assert keys(plain(path)) == keys(Params().model_dump())
 
 
-def test_the_paper_profile_is_the_seeds_protocol():
+def test_the_paper_profile_is_the_posts_protocol():
     params = load_params(next(path for path in PROFILES if path.stem == "paper"))
     split, model, train = params.split, params.model, params.train
     assert (split.dataset, split.classes_per_task, split.tasks) == ("cifar100", 10, 2)

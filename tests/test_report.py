@@ -25,6 +25,8 @@ def row(seed: int, strategy: str = "freeze", **more) -> dict:
         "hyper": {},
         "status": "done",
         "memory_bytes": 10**6,
+        "free_filters": 0.875,
+        "free_filters_least": 0.8,
         "acc_task1": (0.85, 1.0, 0.97)[seed],
         "acc_task2": 0.5,
         "acc_mean": 0.7,
@@ -47,6 +49,10 @@ def test_one_seed_has_no_brackets_and_no_word_of_them():
     assert "without an interval" in text
     assert "brackets" not in text
     assert " to " not in text
+
+
+def test_free_filters_are_told():
+    assert "| 1.00 | 88%, 80% |" in written([0])
 
 
 def test_intervals_are_named():
@@ -99,7 +105,7 @@ def test_the_tables_of_three_tasks():
 
 
 def test_the_seeds_two_tasks_are_not_set_beside_three():
-    assert "seed: task 1" not in three_tasks(profile="paper")
+    assert "post: task 1" not in three_tasks(profile="paper")
     assert "the seed reports" not in three_tasks(profile="paper")
 
 

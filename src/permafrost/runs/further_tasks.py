@@ -54,9 +54,9 @@ def learn_further(
     Returns
     -------
     Outcome
-        Its facts: those of :func:`accuracy_facts`, ``memory_bytes``, ``frozen`` (the count of each
-        layer's frozen filters at the end), ``drift`` by layer and ``mean_drift``; or ``error`` and
-        the curves.
+        Its facts: those of :func:`accuracy_facts`, ``memory_bytes``, ``filters`` and ``frozen``
+        (how many each layer has, and how many were frozen at the end), ``drift`` by layer and
+        ``mean_drift``; or ``error`` and the curves.
     """
     learner = Learner(
         tasks, settings.train, head=strategy.head, seed=seed, device=device, keep=settings.keep
@@ -91,6 +91,7 @@ def _facts(
     facts = accuracy_facts(progress) | {
         "memory_bytes": strategy.memory_bytes(tasks, progress.memory),
         "frozen": {name: int(mask.sum()) for name, mask in frozen.items()},
+        "filters": {name: layer.out_channels for name, layer in conv_layers(network).items()},
     }
     if not strategy.continues:
         return facts

@@ -50,7 +50,8 @@ def further_row(facts: dict[str, Any]) -> dict[str, Any]:
     dict
         ``R``, ``status``, ``acc_mean``, ``acc_classes``, ``forgetting``, ``bwt``, ``fwt``, for
         each task ``acc_task{k}`` at the end, ``…_before`` after task 1, ``…_init`` untrained, and
-        ``…_pruned`` where a strategy has pruned what it learned; ``drift_…`` and ``memory_bytes``.
+        ``…_pruned`` where a strategy has pruned what it learned; ``drift_…``, ``free_filters``,
+        ``free_filters_least`` and ``memory_bytes``.
         Of a training that diverged ``status`` and ``error``.
     """
     if "error" in facts:
@@ -80,4 +81,14 @@ def further_row(facts: dict[str, Any]) -> dict[str, Any]:
             derived[f"{pruned}_pruned"] = epoch[pruned]
     drift = facts.get("mean_drift", {})
     derived |= {f"drift_{part}": value for part, value in drift.items()}
-    return derived | {"memory_bytes": facts["memory_bytes"]}
+    return derived | free_filters(facts) | {"memory_bytes": facts["memory_bytes"]}
+
+
+def free_filters(facts: dict[str, Any]) -> dict[str, float]:
+    """Return the share of the filters that are still free, of all and of the fullest layer."""
+    filters, frozen = facts["filters"], facts["frozen"]
+    free = {name: count - frozen.get(name, 0) for name, count in filters.items()}
+    return {
+        "free_filters": sum(free.values()) / sum(filters.values()),
+        "free_filters_least": min(free[name] / count for name, count in filters.items()),
+    }

@@ -27,9 +27,9 @@ from permafrost.strategies import STRATEGIES
 from permafrost.tables import Row, accuracy_table, escape, groups, markdown, measure
 from permafrost.variants import add_pictures
 
-# What the seed's text states (Feenstra & Dow 2023); its tables were pictures. Percent.
-SEED_BY_PCT = {"25%": ("20.7", "39.2"), "75%": ("38.4", "25.7")}
-SEED_BEFORE = ("45.7", "13.2")
+# What the post's text states (Feenstra & Dow 2023); its tables were pictures. Percent.
+POST_BY_PCT = {"25%": ("20.7", "39.2"), "75%": ("38.4", "25.7")}
+POST_BEFORE = ("45.7", "13.2")
 
 _FAILURES_TOLD = 3
 
@@ -146,15 +146,15 @@ def _by_pct(rows: list[Row], params: Params) -> list[str]:
         lines = [(["0% (fine-tuning)"], _of(rows, "finetune"))]
         lines += [([f"{share(g['pct'])}"], found) for g, found in groups(members, "pct")]
         lines += [(["all (linear probe)"], _of(rows, "linear_probe"))]
-        quoted = _quotes_the_seed(params) and group["metric"] == "mse"
+        quoted = _quotes_the_post(params) and group["metric"] == "mse"
         parts += [
             f"### By share of frozen filters, ranked by {escape(group['metric'])}",
             accuracy_table(
                 ["frozen"],
                 _present(lines),
                 len(params.split.sizes),
-                more=_seed_column(SEED_BY_PCT) if quoted else None,
-                headings=("seed: task 1", "seed: task 2") if quoted else (),
+                more=_post_column(POST_BY_PCT) if quoted else None,
+                headings=("post: task 1", "post: task 2") if quoted else (),
             ),
         ]
     return parts
@@ -191,23 +191,30 @@ def _methods(
         else:
             lines.append(([group["strategy"]], members))
     lines += _joint_lines(rows, all_rows, params)
+    tasks = len(params.split.sizes)
     return [
         "### Methods",
-        "Memory is what a method keeps besides the network.",
-        accuracy_table(
-            ["method"], _present(lines), len(params.split.sizes), more=_costs, headings=_COSTS
-        ),
+        "Memory is what a method keeps besides the network; free filters are those of all layers, "
+        "and of the fullest one, that are not frozen at the end.",
+        accuracy_table(["method"], _present(lines), tasks, more=_costs, headings=_COSTS),
         *_choices(choices),
     ]
 
 
-_COSTS = ("memory (MB)", "remark")
+_COSTS = ("memory (MB)", "free filters", "remark")
 
 
 def _costs(_first: Sequence[str], rows: Sequence[Row]) -> Sequence[str]:
-    sizes = [row["memory_bytes"] for row in rows if row["status"] == "done"]
-    megabytes = f"{sum(sizes) / len(sizes) / 1e6:.2f}" if sizes else "–"
-    return megabytes, STRATEGIES[rows[0]["strategy"]].remark
+    done = [row for row in rows if row["status"] == "done"]
+    remark = STRATEGIES[rows[0]["strategy"]].remark
+    if not done:
+        return "–", "–", remark
+    size, free, least = (
+        sum(row[name] for row in done) / len(done)
+        for name in ("memory_bytes", "free_filters", "free_filters_least")
+    )
+    left = dict.fromkeys(f"{100 * part:.0f}%" for part in (free, least))
+    return f"{size / 1e6:.2f}", ", ".join(left), remark
 
 
 def _choices(choices: dict[str, Any]) -> list[str]:
@@ -237,7 +244,7 @@ def _joint_lines(
 ) -> list[tuple[list[str], list[Row]]]:
     """Return joint training's lines: under this head, and with one softmax of all classes.
 
-    The mean of the latter is the plain average over all classes, the seed's number for joint
+    The mean of the latter is the plain average over all classes, the post's number for joint
     training.
     """
     joint = [row | {"passes": row["hyper"]["passes"]} for row in _of(all_rows, "joint")]
@@ -257,24 +264,24 @@ def _present(
     return [(first, members) for first, members in lines if members]
 
 
-def _seed_column(
+def _post_column(
     figures: dict[str, tuple[str, str]],
 ) -> Callable[[Sequence[str], Sequence[Row]], Sequence[str]]:
     return lambda first, _rows: figures.get(first[0], ("–", "–"))
 
 
-def _quotes_the_seed(params: Params) -> bool:
-    return params.profile == "paper" and len(params.split.sizes) == 2  # the seed has no third
+def _quotes_the_post(params: Params) -> bool:
+    return params.profile == "paper" and len(params.split.sizes) == 2  # the post has no third
 
 
 def _assumptions(params: Params) -> list[str]:
-    """List what the seed does not say, where its figures are quoted."""
-    if not _quotes_the_seed(params):
+    """List what the post does not say, where its figures are quoted."""
+    if not _quotes_the_post(params):
         return []
     model, train = params.model, params.train
     return [
-        "## The seed's figures and what it does not say",
-        f"Before the second task the seed reports {SEED_BEFORE[0]} on task 1 and {SEED_BEFORE[1]} "
+        "## The post's figures and what it does not say",
+        f"Before the second task the post reports {POST_BEFORE[0]} on task 1 and {POST_BEFORE[1]} "
         "on task 2, from one run without intervals. It is silent about the following; these are "
         "assumptions:",
         "\n".join(
