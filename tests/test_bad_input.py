@@ -225,3 +225,16 @@ def test_too_little_memory_is_told_in_a_line(
 def test_a_fault_of_the_program_is_not_hidden() -> None:
     with pytest.raises(RuntimeError, match="a fault"), cli._clear_errors():
         raise RuntimeError("a fault")
+
+
+def test_a_file_that_a_copy_would_lack_is_told(project: Project) -> None:
+    own = Path("custom/new.py")
+    own.write_text("x = 1\n")
+    try:
+        result = CliRunner().invoke(app, ["check"])
+        assert result.exit_code == 0
+        assert "custom/new.py: unknown to git; `git add` it before" in result.output
+        project.run("git", "add", "custom/new.py")
+        assert "unknown to git" not in CliRunner().invoke(app, ["check"]).output
+    finally:
+        project.run("git", "rm", "-qf", "custom/new.py")

@@ -1,5 +1,6 @@
 """Validate everything that a run would read, before anything is trained."""
 
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -7,9 +8,10 @@ from ruamel.yaml import YAML
 
 from permafrost.artifacts import load_tasks
 from permafrost.data import DATASETS, TaskSequence
-from permafrost.errors import InputError
+from permafrost.errors import InputError, printable
 from permafrost.images import images_digest, images_root, note_images
 from permafrost.params import Params
+from permafrost.registry import CUSTOM
 from permafrost.stages.split import make_tasks
 from permafrost.stages.workspace import (
     PARAMS,
@@ -50,7 +52,8 @@ def check_all() -> str:
         f"{len(task.validation)} validation and {len(task.test)} test images"
         for index, task in enumerate(sequence.tasks, start=1)
     )
-    return f"params.yaml and data set are fine. {tasks}. Device: {device.type}.\n{found}".strip()
+    lines = [f"params.yaml and data set are fine. {tasks}. Device: {device.type}.", found]
+    return "\n".join(line for line in [*lines, *_unknown_to_git()] if line)
 
 
 def _has_tasks_only(params: Params, root: Path) -> bool:
@@ -87,6 +90,16 @@ def _require_keys() -> None:
                 f"{PARAMS}: has no {key}, which dvc.yaml reads; `permafrost profile` lists files "
                 "that are whole"
             )
+
+
+def _unknown_to_git() -> list[str]:
+    """Tell of a user's own files that a copy would lack."""
+    command = ["git", "ls-files", "--others", "--exclude-standard", "--", f"{CUSTOM}/*.py"]
+    listed = subprocess.run(command, capture_output=True, text=True)
+    return [
+        f"{printable(name)}: unknown to git; `git add` it before `dvc exp run` --temp or --queue"
+        for name in listed.stdout.splitlines()
+    ]
 
 
 def _require_git(root: Path) -> None:
