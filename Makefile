@@ -49,8 +49,9 @@ bench: $(READY) ## measure the jobs beside plain code: a table and benchmarks/la
 ui: $(READY) ## compare the runs in MLflow
 	@$(BIN)/permafrost ui
 
-lint: $(READY) ## check style, format and types
+lint: $(READY) ## check style, format, types and the direction of imports
 	@$(BIN)/ruff check .
+	@$(BIN)/lint-imports
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 

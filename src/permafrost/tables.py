@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from permafrost.evaluation import Interval, confidence_interval, value_range
+from permafrost.evaluation import Interval, accuracy_name, confidence_interval, value_range
 
 Row = dict[str, Any]
 
@@ -64,7 +64,7 @@ def accuracy_table(
     headings : sequence of str
         Of those.
     """
-    measures = [f"acc_task{task + 1}" for task in range(tasks)] + ["acc_mean", "forgetting"]
+    measures = [accuracy_name(task) for task in range(tasks)] + ["acc_mean", "forgetting"]
     names = [f"task {task + 1}" for task in range(tasks)] + ["mean", "forgetting"]
     lines = []
     for first, rows in members:

@@ -1,4 +1,4 @@
-"""Floor 2, evaluation: the accuracy matrix, the measures made of it, and response drift."""
+"""Evaluation: the accuracy matrix, the measures made of it, and response drift."""
 
 from permafrost.evaluation.accuracy import Accuracy, accuracy, accuracy_name, accuracy_row
 from permafrost.evaluation.drift import mean_drift, response_drift

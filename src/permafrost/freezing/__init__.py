@@ -1,4 +1,4 @@
-"""Floor 2, freezing: filter masks and the layers that honour them.
+"""Freezing: filter masks and the layers that honour them.
 
 >>> import torch
 >>> from torchvision.models import resnet18

@@ -1,4 +1,4 @@
-"""Floor 1, models: the VGG family for small images and its heads."""
+"""Models: the VGG family for small images and its heads."""
 
 from permafrost.models.scopes import float32_as, measuring
 from permafrost.models.vgg import ARCHITECTURES, HEADS, Head, TaskNetwork, build_network

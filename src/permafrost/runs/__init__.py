@@ -1,1 +1,1 @@
-"""Floor 4, runs: a training as a value, how it is done, and what is derived of its record."""
+"""Runs: a training as a value, how it is done, and what is derived of its record."""

@@ -1,4 +1,4 @@
-"""Floor 5, stages: one file per stage of dvc.yaml, of the same name.
+"""Stages: one file per stage of dvc.yaml, of the same name.
 
 Each reads its inputs, calls the floors below and writes its outputs.
 """

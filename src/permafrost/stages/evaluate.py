@@ -4,7 +4,7 @@ from dataclasses import asdict
 from typing import Any
 
 from permafrost.artifacts import load_record, save_json, save_record
-from permafrost.evaluation import Interval, confidence_interval, value_range
+from permafrost.evaluation import Interval, accuracy_name, confidence_interval, value_range
 from permafrost.experiment import shown_params
 from permafrost.params import Params
 from permafrost.stages.train_second import variant_spec
@@ -21,7 +21,7 @@ from permafrost.variants import store_variant
 
 def summarise(rows: list[dict[str, Any]], params: Params) -> dict[str, Any]:
     """Return the mean and the 95% interval of each measure, and a row for each seed."""
-    tasks = [f"acc_task{task + 1}" for task in range(len(params.split.sizes))]
+    tasks = [accuracy_name(task) for task in range(len(params.split.sizes))]
     measures = ["acc_task1_before", *tasks, "acc_mean", "forgetting"]
     summary: dict[str, Any] = {
         name: asdict(confidence_interval([row[name] for row in rows], value_range(name)))
@@ -48,7 +48,7 @@ def run() -> None:
                 }
                 for seed, record in zip(params.seeds, records, strict=True)
                 for epoch, row in enumerate(record["history"], start=1)  # numbered through
-                for name in (f"acc_task{task + 1}" for task in range(len(params.split.sizes)))
+                for name in (accuracy_name(task) for task in range(len(params.split.sizes)))
                 if name in row
             ],
         )

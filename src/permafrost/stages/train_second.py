@@ -9,6 +9,7 @@ from permafrost.artifacts import (
     require,
 )
 from permafrost.errors import InputError
+from permafrost.evaluation import accuracy_name
 from permafrost.experiment import train_cell
 from permafrost.models import Head
 from permafrost.params import Params
@@ -74,7 +75,7 @@ def run(seed: int) -> None:
         )
         row = record["row"]
         shown = ", ".join(
-            f"task {task + 1} {row[f'acc_task{task + 1}']:.1%}"
+            f"task {task + 1} {row[accuracy_name(task)]:.1%}"
             for task in range(len(params.split.sizes))
         )
         print(f"{record['name']}: {shown}")

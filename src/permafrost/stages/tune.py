@@ -4,6 +4,7 @@ from typing import Any
 
 from permafrost.artifacts import load_record, require, save_record
 from permafrost.errors import InputError
+from permafrost.evaluation import accuracy_name
 from permafrost.models import Head
 from permafrost.params import Params
 from permafrost.plan import CellSpec, Chosen, grids, heads, method_cell
@@ -70,7 +71,7 @@ def _choose(workspace: Workspace, head: Head) -> dict[str, Choice]:
             continue
         specs = [_trial(workspace.params, name, head, chosen | {name: hyper}) for hyper in grid]
         records = train_cells(workspace, specs, f"trials of {name}", on_validation=True)
-        tasks = [f"acc_task{task + 1}" for task in range(len(workspace.params.split.sizes))]
+        tasks = [accuracy_name(task) for task in range(len(workspace.params.split.sizes))]
         shown = ["key", *tasks, "acc_mean"]
         trials = [
             {"hyper": hyper} | {key: records[spec]["row"].get(key) for key in shown}

@@ -1,4 +1,4 @@
-"""Floor 3, strategies: how the second and later tasks are learned, one file a strategy."""
+"""Strategies: how the second and later tasks are learned, one file a strategy."""
 
 from permafrost.strategies.base import (
     STRATEGIES,

@@ -1,4 +1,4 @@
-"""Floor 2, training: the one training loop, its optimizers and its state."""
+"""Training: the one training loop, its optimizers and its state."""
 
 from permafrost.training.loop import (
     Batch,
