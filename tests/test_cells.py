@@ -173,6 +173,11 @@ def test_a_cell_is_trained_once(store):
     assert store.tracker.runs[0].result == run_record(record, fingerprint())
 
 
+def test_a_record_of_an_older_version_can_still_be_logged(store):
+    old = {"key": "k", "kind": "cell", "name": "n", "params": {}, "row": {"acc_mean": 0.5}}
+    assert run_record(old | {"history": []}, {}).metrics == {"acc_mean": 0.5}
+
+
 def test_an_unknown_cell(store):
     assert store.load("0" * 32) is None
     assert store.run_records() == store.stored_keys() == []

@@ -328,7 +328,9 @@ class CellStore:
 
 
 def with_row(record: dict[str, Any]) -> dict[str, Any]:
-    """Add to a stored record what follows from it."""
+    """Add to a stored record what follows from it; one of version 0.1 holds its row itself."""
+    if "about" not in record:
+        return record
     derive = first_task_row if record["kind"] == "first_task" else further_row
     return record | {"row": {"key": record["key"]} | record["about"] | derive(record)}
 
