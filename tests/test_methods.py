@@ -522,7 +522,7 @@ def test_a_strong_penalty_keeps_the_answers_to_the_first_task(make_stirred, make
 
     def change(strategy):
         trained = copy.deepcopy(network)
-        learn(strategy, trained, sequence, config, memory, curve_tasks=1)
+        learn(strategy, trained, sequence, config, memory)
         return (trained.view("multi", 0, 1)(images) - before).abs().max().item()
 
     plain = change(Finetune("multi"))
@@ -906,7 +906,7 @@ def test_a_heavy_weight_keeps_the_recorded_answers(
         trained, strategy = copy.deepcopy(network), Lwf(head, weight, 1.0)
         if frozen:
             strategy = FreezeLwf(head, Freeze(head, half_masks), strategy)
-        learn(strategy, trained, sequence, config, memory, curve_tasks=1)
+        learn(strategy, trained, sequence, config, memory)
         return (trained.view(head, 0, 1)(images).softmax(1) - targets).abs().mean().item()
 
     plain = error(0.0)
@@ -1232,7 +1232,7 @@ def test_a_strong_penalty_holds_the_live_filters(make_stirred, make_sequence, ha
     def move(strength):
         trained = copy.deepcopy(network)
         strategy = FreezeEwc("multi", freeze, Ewc("multi", strength))
-        learn(strategy, trained, sequence, config, memory, curve_tasks=1)
+        learn(strategy, trained, sequence, config, memory)
         return distance(before, trained.state_dict(), names)
 
     assert move(bound / 2) < 0.1 * move(0.0)

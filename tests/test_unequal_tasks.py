@@ -8,7 +8,7 @@ from project import Project
 
 CLASSES = [["3", "1", "4"], ["0", "9", "2", "6", "5"], ["8", "7"]]
 HEADS = ["multi", "expanding"]
-STRATEGIES = ["finetune", "freeze", "ewc", "lwf", "replay", "freeze_lwf", "joint"]
+STRATEGIES = ["finetune", "freeze", "lwf", "replay", "joint"]
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +21,6 @@ def project(tmp_path_factory):
             "train": {"epochs": 1},
             "rank": {"metrics": ["taylor", "random"]},
             "freeze": {"metric": "taylor"},
-            "consolidate": {"fisher_images": 20},
             "sweep": {
                 "strategies": STRATEGIES,
                 "metrics": ["taylor"],

@@ -72,8 +72,6 @@ class Learner:
         Where to train; the images are moved there once.
     keep : Keep, optional
         How much a strategy may keep of each task.
-    curve_tasks : int, optional
-        Of how many tasks the accuracy is measured after each epoch; all by default.
     """
 
     def __init__(
@@ -85,7 +83,6 @@ class Learner:
         seed: int,
         device: torch.device,
         keep: Keep = Keep(),  # noqa: B008  (frozen)
-        curve_tasks: int | None = None,
     ) -> None:
         self.sequence = sequence
         self.config = config
@@ -94,7 +91,6 @@ class Learner:
         self.device = device
         self.keep = keep
         self.tests = [Batches(task.test, sequence.normalization, device) for task in sequence.tasks]
-        self.curve_tasks = curve_tasks or len(self.tests)
 
     def measure(
         self,
@@ -102,7 +98,6 @@ class Learner:
         seen: int,
         strategy: Strategy | None = None,
         memory: Memory | None = None,
-        tasks: int | None = None,
     ) -> list[Accuracy | None]:
         """Return row ``seen`` of R.
 
@@ -116,15 +111,12 @@ class Learner:
             Decides which weights answer for a task.
         memory : dict of str to Tensor, optional
             What the strategy keeps.
-        tasks : int, optional
-            Measure only so many of the tasks.
         """
-        tests = self.tests[:tasks]
         networks = [
             strategy.network_for(network, task, memory or {}) if strategy else network
-            for task in range(len(tests))
+            for task in range(len(self.tests))
         ]
-        return accuracy_row(networks, tests, self.head, seen)
+        return accuracy_row(networks, self.tests, self.head, seen)
 
     def learn_task(
         self,
@@ -222,9 +214,7 @@ class Learner:
         """Return the accuracies that are measured after an epoch, by :func:`accuracy_name`."""
         return {
             accuracy_name(index): accuracy.overall
-            for index, accuracy in enumerate(
-                self.measure(network, seen, strategy, memory, self.curve_tasks)
-            )
+            for index, accuracy in enumerate(self.measure(network, seen, strategy, memory))
             if accuracy is not None
         }
 
