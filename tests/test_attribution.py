@@ -491,7 +491,9 @@ def test_an_unknown_method_is_refused():
         saliency_maps(small_vgg(), images, targets, "grad_cam")
     with pytest.raises(InputError, match=r"saliency method 'grad_cam' is unknown.*gradcam"):
         class_saliency(small_vgg(), [(images, targets)], CLASSES, method="grad_cam")
-    with pytest.raises(ValidationError, match=r"'grad_cam' is unknown: use one of .*gradcam"):
+    with pytest.raises(
+        ValidationError, match=r"'grad_cam' is no saliency method; allowed: .*gradcam"
+    ):
         Params(saliency={"method": "grad_cam"})
 
 
@@ -583,6 +585,7 @@ def run_stage(monkeypatch, tmp_path, make_sequence, make_network):
                 params=Params(saliency={"method": method}),
                 device=torch.device("cpu"),
                 first_network=lambda _seed: network,
+                obtain=lambda _stage, _settings, _inputs, _code, make: make(),
             )
 
         monkeypatch.setattr(stage, "open_stage", open_stage)

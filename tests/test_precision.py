@@ -202,7 +202,7 @@ class Through:
 
     def obtain(self, request, train, on_epoch):
         self.request = request
-        return train(None, lambda progress: None).results
+        return train(None, lambda progress: None).facts
 
 
 @pytest.mark.parametrize("fast", [False, True])

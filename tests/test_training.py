@@ -9,9 +9,11 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from permafrost.cells import CellRequest, Outcome
+from permafrost.cells import CellRequest
 from permafrost.data import Batches
+from permafrost.evaluation import Accuracy
 from permafrost.freezing import frozen_filters
+from permafrost.runs.outcome import Outcome, accuracy_facts
 from permafrost.strategies import STRATEGIES, Finetune, Learner, PathIntegral, Progress
 from permafrost.training import (
     TrainingConfig,
@@ -243,7 +245,7 @@ def through_disk(make_store):
     store, numbers = make_store(), count()
 
     def store_and_read(progress):
-        request = CellRequest("cell", "a cell", {"number": next(numbers)}, {})
+        request = CellRequest("first_task", "a cell", {"number": next(numbers)}, {}, ())
 
         def killed(known, on_epoch):
             on_epoch(progress)
@@ -252,7 +254,8 @@ def through_disk(make_store):
         with pytest.raises(Killed):
             store.obtain(request, killed)
         read = []
-        store.obtain(request, lambda known, on_epoch: read.append(known) or Outcome({}, {}, 0.0))
+        facts = accuracy_facts(Progress(1, [[Accuracy((1,), (2,))]] * 2))
+        store.obtain(request, lambda known, on_epoch: read.append(known) or Outcome(facts, {}, 0.0))
         return read[0]
 
     return store_and_read
@@ -287,10 +290,10 @@ def test_a_sequence_resumes_in_its_third_task(
     sequence = make_sequence(tasks=3)
     learner = Learner(sequence, config, head=head, seed=0, device=CPU, keep=keep)
 
-    def masks(network, learned):
+    def masks(lesson, frozen):
         sizes = {
             name: layer.weight.detach().flatten(1).norm(dim=1)
-            for name, layer in network.named_modules()
+            for name, layer in lesson.network.named_modules()
             if isinstance(layer, torch.nn.Conv2d)
         }
         return {name: size > size.median() for name, size in sizes.items()}

@@ -99,9 +99,9 @@ def wrong_text(node: dict[str, Any]) -> SearchStrategy[Any]:
 
 
 def wrong_list(node: dict[str, Any]) -> SearchStrategy[Any]:
-    good = node["default"]
+    good = node.get("default") or []
     choices = [not_of("list"), wrong(node["items"]).map(lambda item: [*good, item])]
-    if "uniqueItems" not in node and not isinstance(good[0], dict):
+    if "uniqueItems" not in node and good and not isinstance(good[0], dict):
         choices.append(st.sampled_from(good).map(lambda item: [*good, item]))
     if "minItems" in node:
         choices.append(st.just([]))
@@ -290,7 +290,7 @@ BY_HAND: dict[str, tuple[str | bytes, list[str]]] = {
     "a metric with markup": ("rank: {metrics: ['<b>:x']}", ["rank.metrics.0", "module"]),
     "a metric of 50,000 letters": (
         f"rank: {{metrics: ['{'x' * 50_000}:y']}}",
-        ["rank.metrics.0", "allowed: ", "module:function"],
+        ["rank.metrics.0", "allowed: ", "module:Name"],
     ),
     "a name of 50,000 letters": (f"model: {{arch: {'x' * 50_000}}}", ["model.arch", "allowed"]),
     "an unranked metric of 50,000": (f"freeze: {{metric: {'x' * 50_000}}}", ["freeze.metric"]),

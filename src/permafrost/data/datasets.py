@@ -1,5 +1,6 @@
 """The data sets by name; what each returns is checked."""
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -106,7 +107,7 @@ def require_root(root: Path | None) -> Path:
     """Return the data set's folder, or raise an InputError."""
     if root is None:
         raise InputError("split.root: is empty; this data set needs the folder of its files")
-    if root.exists() and not root.is_dir():
+    if os.path.exists(root) and not os.path.isdir(root):  # a name that is too long is none
         raise InputError(f"split.root: {str(root)!r} is no folder; allowed: the data set's folder")
     return root
 

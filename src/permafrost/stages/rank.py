@@ -72,10 +72,12 @@ def run(seed: int) -> None:
         params = workspace.params
         network = workspace.first_network(seed)
         evidence, classes = read_maps(seed, network_evidence(network, seed))
+        inputs = [FIRST, SALIENCY, FILTERS]
+        inputs += [TASKS] if any(map(needs_images, params.rank.metrics)) else []
         tensors, about = workspace.obtain(
             "rank",
             params.rank.model_dump() | {"seed": seed},
-            [seed_file(folder, seed) for folder in (TASKS, FIRST, SALIENCY, FILTERS)],
+            [seed_file(folder, seed) for folder in inputs],
             [method.__name__, vgg.__name__, *map(CRITERIA.home, params.rank.metrics)],
             lambda: _rank(workspace, seed, network, evidence),
         )
