@@ -47,7 +47,7 @@ def test_every_strategy_learns_them_under_each_head(project):
 
 def test_the_variant_knows_their_classes(project):
     record = project.read("metrics/train_second/0.json")
-    rows = record["facts"]["R"]
+    rows = record["R"]
     assert [len(entry["count"]) for entry in rows[-1]] == [3, 5, 2]
     assert rows[1][1] is None
     tables = (project.folder / "reports/tables.md").read_text()
