@@ -252,6 +252,10 @@ class CellStore:
         path = self.folder / key / _RESULT
         return float(load_record(path)["seconds"]) if path.exists() else None
 
+    def is_new(self, key: str, since: float) -> bool:
+        """Return whether a stored training came to its end after a time."""
+        return (self.folder / key / _RESULT).stat().st_mtime >= since
+
     def is_active(self, key: str) -> bool:
         """Return whether a process is training the cell now."""
         try:
@@ -342,7 +346,9 @@ class CellStore:
         )
 
 
-def run_record(record: dict[str, Any], made_on: Mapping[str, str]) -> RunRecord:
+def run_record(
+    record: dict[str, Any], made_on: Mapping[str, str], *, partial: bool = False
+) -> RunRecord:
     """Return what MLflow holds of a cell, finished or only begun, and of the machine it is from."""
     return RunRecord(
         key=record["key"],
@@ -357,6 +363,7 @@ def run_record(record: dict[str, Any], made_on: Mapping[str, str]) -> RunRecord:
         curves=_curves(record.get("history", [])),
         tags={"kind": record["kind"]} | machine_tags(made_on),
         error=record.get("row", {}).get("error"),
+        partial=partial,
     )
 
 

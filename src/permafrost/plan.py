@@ -43,6 +43,12 @@ class CellSpec:
     pct: float | None = None
     hyper: tuple[tuple[str, float], ...] = ()
 
+    @classmethod
+    def of(cls, row: Mapping[str, Any]) -> "CellSpec":
+        """Return the cell that a row of results is of."""
+        hyper = tuple(sorted(row["hyper"].items()))
+        return cls(row["strategy"], row["seed"], row["head"], row["metric"], row["pct"], hyper)
+
     @property
     def name(self) -> str:
         """Return a short name for people."""
