@@ -237,6 +237,10 @@ class CellStore:
         path = self.folder / key / _RESULT
         return float(load_record(path)["seconds"]) if path.exists() else None
 
+    def is_new(self, key: str, since: float) -> bool:
+        """Return whether a stored training came to its end after a time."""
+        return (self.folder / key / _RESULT).stat().st_mtime >= since
+
     def is_active(self, key: str) -> bool:
         """Return whether a process is training the cell now."""
         try:
@@ -328,16 +332,18 @@ class CellStore:
 
 
 def with_row(record: dict[str, Any]) -> dict[str, Any]:
-    """Add to a stored record what follows from it; one of version 0.1 holds its row itself."""
-    if "about" not in record:
+    """Add to a stored record what follows from it, unless it has that, or is only begun."""
+    if "row" in record or "history" not in record:
         return record
     derive = first_task_row if record["kind"] == "first_task" else further_row
     return record | {"row": {"key": record["key"]} | record["about"] | derive(record)}
 
 
-def run_record(record: dict[str, Any], made_on: Mapping[str, str]) -> RunRecord:
+def run_record(
+    record: dict[str, Any], made_on: Mapping[str, str], *, partial: bool = False
+) -> RunRecord:
     """Return what MLflow holds of a cell, finished or only begun, and of the machine it is from."""
-    row = with_row(record)["row"] if "history" in record else {}
+    row = with_row(record).get("row", {})
     return RunRecord(
         key=record["key"],
         experiment=_EXPERIMENTS[record["kind"]],
@@ -351,6 +357,7 @@ def run_record(record: dict[str, Any], made_on: Mapping[str, str]) -> RunRecord:
         curves=_curves(record.get("history", [])),
         tags={"kind": record["kind"]} | machine_tags(made_on),
         error=row.get("error"),
+        partial=partial,
     )
 
 

@@ -200,12 +200,17 @@ def doctor(
 
 
 @_command()
-def track() -> None:
+def track(
+    take_over: Annotated[
+        bool,
+        typer.Option("--take-over", help="Make the runs of where it was moved from its own."),
+    ] = False,
+) -> None:
     """Bring MLflow up to date: one finished run for each training and variant."""
     from permafrost.maintenance import track_all
 
     with _clear_errors():
-        typer.echo(track_all())
+        typer.echo(track_all(take_over=take_over))
 
 
 @_command()

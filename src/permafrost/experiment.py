@@ -91,7 +91,8 @@ def training_config(params: Params, device: torch.device) -> TrainingConfig:
     return TrainingConfig(**params.train.model_dump() | {"precision": precision})
 
 
-def _machine(params: Params, device: torch.device) -> dict[str, Any]:
+def machine_of(params: Params, device: torch.device) -> dict[str, Any]:
+    """Return what of the machine enters the key of a training, and is shown of it."""
     return machine_identity(device, resolve_precision(params.train.precision, device))
 
 
@@ -142,7 +143,7 @@ def train_first_task(
         kind="first_task",
         name=f"first task seed {seed}",
         identity=_common_identity(params, seed, tasks_digest, device),
-        params={"seed": seed} | _shown_training(params) | _machine(params, device),
+        params={"seed": seed} | shown_training(params) | machine_of(params, device),
         code=(first_task.__name__,),
     )
 
@@ -275,7 +276,7 @@ def _common_identity(
         "tasks": tasks_digest,
         "model": params.model.model_dump(exclude={"head"}),
         "train": params.train.model_dump(exclude={"precision"}),  # as resolved, in machine
-        "machine": _machine(params, device),
+        "machine": machine_of(params, device),
     }
 
 
@@ -303,14 +304,14 @@ def _cell_request(
         kind=inputs.kind,
         name=spec.name,
         identity=identity,
-        params=shown_params(params, spec, device),
+        params=shown_params(params, spec) | machine_of(params, device),
         code=tuple(code),
         row=_row_head(params, spec),
     )
 
 
-def shown_params(params: Params, spec: CellSpec, device: torch.device) -> dict[str, Any]:
-    """Return the parameters that MLflow shows of a cell."""
+def shown_params(params: Params, spec: CellSpec) -> dict[str, Any]:
+    """Return the parameters that MLflow shows of a cell, besides the machine's."""
     shown = asdict(spec) | spec.hyperparameters
     shown = {name: value for name, value in shown.items() if value is not None and name != "hyper"}
     ranking = {
@@ -319,10 +320,10 @@ def shown_params(params: Params, spec: CellSpec, device: torch.device) -> dict[s
         "rank.": params.rank.model_dump(exclude={"metrics"}),
         "freeze.": params.freeze.model_dump(include={"batch_norm"}),
     }
-    return shown | _shown_training(params) | _dotted(ranking) | _machine(params, device)
+    return shown | shown_training(params) | _dotted(ranking)
 
 
-def _shown_training(params: Params) -> dict[str, Any]:
+def shown_training(params: Params) -> dict[str, Any]:
     """Return the parameters that MLflow shows of every training."""
     split = params.split
     unread = {"classes"} if split.classes is None else {"classes_per_task", "tasks", "selection"}

@@ -16,6 +16,7 @@ from permafrost.artifacts import load_record
 from permafrost.cells import CellStore
 from permafrost.doctor import dvc_cache
 from permafrost.errors import InputError
+from permafrost.outputs import runs_of_outputs
 from permafrost.processes import stop_group
 from permafrost.runs.results import results_folder
 from permafrost.stages.workspace import (
@@ -31,8 +32,13 @@ from permafrost.tracking import CELLS, Tracker, TrackingError, redact
 from permafrost.variants import variant_records
 
 
-def track_all() -> str:
+def track_all(*, take_over: bool = False) -> str:
     """Make MLflow hold one finished run for each training and variant; return what was done.
+
+    Parameters
+    ----------
+    take_over : bool
+        Whether the runs that were logged from where else this folder has been become its own.
 
     Raises
     ------
@@ -41,11 +47,17 @@ def track_all() -> str:
     """
     store = CellStore(project_root())
     records = store.run_records() + variant_records(store)
+    records += runs_of_outputs(store.root, {record.key for record in records})
     try:
-        counts = store.tracker.reconcile(records, store.is_active)
+        counts = store.tracker.reconcile(records, store.is_active, take_over=take_over)
     except TrackingError as error:
         raise InputError(str(error)) from None
-    return "MLflow: " + ", ".join(f"{count} runs {what}" for what, count in counts.items())
+    done = "MLflow: " + ", ".join(f"{count} runs {what}" for what, count in counts.items())
+    if "left" in counts:
+        place = store.tracker.place
+        done += f" to {', '.join([*place.moved, *place.others])}, of which this folder is a copy; "
+        done += "if it is the project itself, moved: `permafrost track --take-over`"
+    return done
 
 
 def unused_cells() -> list[str]:

@@ -367,10 +367,15 @@ def load_params(path: Path) -> Params:
         raise InputError(f"{path}: is no valid YAML: {_one_line(error)}") from None
     if not isinstance(values, dict):
         raise InputError(f"{path}: must hold sections such as `freeze:`, not {_shown(values)}")
+    return validate_params(values, path.name)
+
+
+def validate_params(values: dict[str, Any], source: str) -> Params:
+    """Validate the sections of parameters; raise as :func:`load_params`."""
     try:
         return Params.model_validate(values)
     except ValidationError as error:
-        raise InputError(f"{path.name}: {_explain(error)}") from None
+        raise InputError(f"{source}: {_explain(error)}") from None
 
 
 def _read(path: Path) -> bytes:

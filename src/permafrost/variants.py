@@ -22,6 +22,19 @@ def variant_key(summary: dict[str, Any]) -> str:
     return hashlib.sha256(keys.encode()).hexdigest()[:32]
 
 
+def variant_record(
+    params: Params, summary: dict[str, Any], shown: dict[str, Any]
+) -> dict[str, Any]:
+    """Return what is kept of a variant, but for its machine."""
+    variant = summary["seeds"][0]
+    return {
+        "key": variant_key(summary),
+        "name": f"{variant['metric']} {share(variant['pct'])}",
+        "params": {**shown, "seed": params.seeds, "profile": params.profile},
+        "summary": summary,
+    }
+
+
 def store_variant(
     store: CellStore, params: Params, summary: dict[str, Any], shown: dict[str, Any]
 ) -> None:
@@ -40,17 +53,11 @@ def store_variant(
     """
     key = variant_key(summary)
     name = os.environ.get("DVC_EXP_NAME")
-    variant = summary["seeds"][0]
-    record = {
-        "key": key,
-        "name": f"{variant['metric']} {share(variant['pct'])}" + (f" ({name})" if name else ""),
-        "params": {**shown, "seed": params.seeds, "profile": params.profile},
-        "summary": summary,
-        "machine": fingerprint(),
-    }
+    record = variant_record(params, summary, shown) | {"machine": fingerprint()}
+    record["name"] += f" ({name})" if name else ""
     with store.lock(key):  # two experiments may have the same variant
         save_record(_folder(store, key) / _RECORD, record)
-        store.tracker.write(_run_record(_folder(store, key)))
+        store.tracker.write(_stored_run(_folder(store, key)))
 
 
 def add_pictures(store: CellStore, summary: dict[str, Any], pictures: dict[str, Path]) -> None:
@@ -72,12 +79,12 @@ def add_pictures(store: CellStore, summary: dict[str, Any], pictures: dict[str, 
     with store.lock(key):
         for place, path in pictures.items():
             write_atomically(folder / _PICTURES / place, path.read_bytes())
-        store.tracker.write(_run_record(folder))
+        store.tracker.write(_stored_run(folder))
 
 
 def variant_records(store: CellStore) -> list[RunRecord]:
     """Return the runs of all variants that were evaluated in this project."""
-    return [_run_record(path.parent) for path in variant_files(store.root)]
+    return [_stored_run(path.parent) for path in variant_files(store.root)]
 
 
 def variant_files(root: Path) -> list[Path]:
@@ -89,9 +96,18 @@ def _folder(store: CellStore, key: str) -> Path:
     return store.root / ".permafrost" / "variants" / key
 
 
-def _run_record(folder: Path) -> RunRecord:
-    record = load_record(folder / _RECORD)
+def _stored_run(folder: Path) -> RunRecord:
     pictures = folder / _PICTURES
+    paths = sorted(path for path in pictures.rglob("*") if path.is_file())
+    return variant_run(
+        load_record(folder / _RECORD), {str(path.relative_to(pictures)): path for path in paths}
+    )
+
+
+def variant_run(
+    record: dict[str, Any], pictures: dict[str, Path], *, partial: bool = False
+) -> RunRecord:
+    """Return what MLflow holds of a variant."""
     metrics = {}
     for name, value in record["summary"].items():
         if isinstance(value, dict) and "mean" in value:
@@ -104,10 +120,7 @@ def _run_record(folder: Path) -> RunRecord:
         name=record["name"],
         params=record["params"],
         metrics=metrics,
-        pictures={
-            str(path.relative_to(pictures)): path
-            for path in sorted(pictures.rglob("*"))
-            if path.is_file()
-        },
-        tags={"kind": "variant"} | machine_tags(record["machine"]),
+        pictures=pictures,
+        tags={"kind": "variant"} | machine_tags(record.get("machine", {})),
+        partial=partial,
     )

@@ -1,6 +1,8 @@
 """What a run is, as a value: it can be compared, hashed, pickled and sent."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from permafrost.evaluation import share
 from permafrost.freezing import BatchNormFreeze
@@ -36,6 +38,12 @@ class CellSpec:
     metric: str | None = None
     pct: float | None = None
     hyper: tuple[tuple[str, float], ...] = ()
+
+    @classmethod
+    def of(cls, row: Mapping[str, Any]) -> "CellSpec":
+        """Return the cell that a row of results is of."""
+        hyper = tuple(sorted(row["hyper"].items()))
+        return cls(row["strategy"], row["seed"], row["head"], row["metric"], row["pct"], hyper)
 
     @property
     def name(self) -> str:

@@ -5,7 +5,7 @@ from typing import Any
 
 from permafrost.artifacts import load_record, save_json, save_record
 from permafrost.evaluation import Interval, accuracy_name, confidence_interval, value_range
-from permafrost.experiment import shown_params
+from permafrost.experiment import machine_of, shown_params
 from permafrost.params import Params
 from permafrost.stages.train_second import variant_spec
 from permafrost.stages.workspace import (
@@ -52,7 +52,8 @@ def run() -> None:
                 if name in row
             ],
         )
-        shown = shown_params(params, variant_spec(params, params.seeds[0]), workspace.device)
+        shown = shown_params(params, variant_spec(params, params.seeds[0]))
+        shown |= machine_of(params, workspace.device)
         store_variant(workspace.store, params, summary, shown)
         for name, interval in summary.items():
             if name != "seeds":

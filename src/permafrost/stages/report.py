@@ -1,7 +1,6 @@
 """Stage report: the tables and the plots."""
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 from permafrost.artifacts import load_record, save_json, write_atomically
@@ -11,9 +10,6 @@ from permafrost.params import Params
 from permafrost.pictures import draw_trade_off
 from permafrost.plan import CellSpec
 from permafrost.stages.workspace import (
-    FILTER_PICTURES,
-    RANK_PICTURES,
-    SALIENCY_PICTURES,
     SWEEP,
     TABLES,
     TRADE_OFF_PICTURE,
@@ -21,7 +17,7 @@ from permafrost.stages.workspace import (
     TUNE,
     VARIANT,
     open_stage,
-    seed_file,
+    variant_pictures,
 )
 from permafrost.strategies import STRATEGIES
 from permafrost.tables import Row, accuracy_table, escape, groups, markdown, measure
@@ -51,7 +47,7 @@ def run() -> None:
         text = tables(rows, params, choices)
         write_atomically(TABLES, text.encode())
         _draw(rows, params)
-        add_pictures(workspace.store, variant, _pictures(params))
+        add_pictures(workspace.store, variant, variant_pictures(params))
         print(f"report: the tables are in {TABLES}")
     failed = _failed(rows)
     if failed:
@@ -64,15 +60,7 @@ def run() -> None:
 
 def _failed(rows: list[Row]) -> list[tuple[str, str]]:
     """Return the names of the failed cells, and why each failed."""
-    found = []
-    for row in rows:
-        if row["status"] == "failed":
-            hyper = tuple(sorted(row["hyper"].items()))
-            spec = CellSpec(
-                row["strategy"], row["seed"], row["head"], row["metric"], row["pct"], hyper
-            )
-            found.append((spec.name, row["error"]))
-    return found
+    return [(CellSpec.of(row).name, row["error"]) for row in rows if row["status"] == "failed"]
 
 
 def _with_variant(rows: list[Row], variant: list[Row]) -> list[Row]:
@@ -338,14 +326,3 @@ def _kept_and_learned(row: Row) -> Row:
     """Return the mean accuracy on the tasks before the last, and that on the last."""
     *earlier, last = row["R"][-1]
     return {"kept": sum(earlier) / len(earlier), "learned": last}
-
-
-def _pictures(params: Params) -> dict[str, Path]:
-    """Return the pictures for MLflow: place in the run to file."""
-    pictures = {path.name: path for path in (TABLES, TRADE_OFF_PICTURE)}
-    for seed in params.seeds:
-        for stage, folder in (("saliency", SALIENCY_PICTURES), ("rank", RANK_PICTURES)):
-            pictures[f"{stage}/{seed}.png"] = seed_file(folder, seed, ".png")
-        for path in sorted((FILTER_PICTURES / str(seed)).glob("*.png")):
-            pictures[f"filters/{seed}/{path.name}"] = path
-    return pictures

@@ -24,4 +24,5 @@ def run() -> None:
         for record in records.values():
             if record["row"]["status"] == "failed":
                 print(f"{record['name']} failed: {record['row']['error']}", file=sys.stderr)
+        workspace.tell_unlogged(*records.values())
         print(f"sweep: {len(specs)} cells")

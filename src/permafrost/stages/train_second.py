@@ -73,6 +73,7 @@ def run(seed: int) -> None:
             seed_file(SECOND, seed),
             seed_file(SECOND_RECORDS, seed, ".json"),
         )
+        workspace.tell_unlogged(record)
         row = record["row"]
         shown = ", ".join(
             f"task {task + 1} {row[accuracy_name(task)]:.1%}"

@@ -29,6 +29,8 @@ def run() -> None:
     with open_stage("tune") as workspace:
         choices = {head: _choose(workspace, head) for head in heads(workspace.params)}
         save_record(TUNE, {"seed": workspace.params.seeds[0], "heads": choices})
+        every = [choice for methods in choices.values() for choice in methods.values()]
+        workspace.tell_unlogged(*(trial for choice in every for trial in choice["trials"]))
         for head, methods in choices.items():
             for name, choice in methods.items():
                 tried = len(choice["trials"])

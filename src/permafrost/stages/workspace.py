@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -116,11 +116,14 @@ class Workspace:
         Where to compute.
     store : CellStore
         The stored trainings.
+    began : float
+        When the stage began, in seconds since the epoch.
     """
 
     params: Params
     device: torch.device
     store: CellStore
+    began: float = field(default_factory=time.time)
 
     def first_network(self, seed: int) -> TaskNetwork:
         """Return the network of a seed after its first task, on the device."""
@@ -159,6 +162,14 @@ class Workspace:
         }
         return obtain_result(self.store.root, identity, code, make)
 
+    def tell_unlogged(self, *records: dict[str, Any]) -> None:
+        """Tell that the stage has logged nothing, if all its trainings were stored before."""
+        if records and not any(self.store.is_new(row["key"], self.began) for row in records):
+            print(
+                "nothing had to be trained, so nothing was logged to MLflow; "
+                "`permafrost track` logs what it lacks"
+            )
+
     def orders(self, seed: int, metric: str) -> dict[str, torch.Tensor]:
         """Return the order of every layer's filters by one metric.
 
@@ -196,12 +207,27 @@ def seed_file(folder: Path, seed: int, suffix: str = ".safetensors") -> Path:
     return folder / f"{seed}{suffix}"
 
 
+def variant_pictures(params: Params, root: Path = Path()) -> dict[str, Path]:
+    """Return the pictures of a variant for MLflow: place in the run to file."""
+    pictures = {path.name: root / path for path in (TABLES, TRADE_OFF_PICTURE)}
+    for seed in params.seeds:
+        for stage, folder in (("saliency", SALIENCY_PICTURES), ("rank", RANK_PICTURES)):
+            pictures[f"{stage}/{seed}.png"] = seed_file(root / folder, seed, ".png")
+        for path in sorted((root / FILTER_PICTURES / str(seed)).glob("*.png")):
+            pictures[f"filters/{seed}/{path.name}"] = path
+    return pictures
+
+
 def read_params() -> Params:
     """Read params.yaml; a user's own metrics are found from the project's folder."""
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.append(here)
+    find_custom(Path.cwd())
     return load_params(PARAMS)
+
+
+def find_custom(root: Path) -> None:
+    """Let a user's own metrics be imported from a project's folder."""
+    if str(root) not in sys.path:
+        sys.path.append(str(root))
 
 
 def prepare_device(params: Params) -> torch.device:

@@ -3,6 +3,9 @@
 import logging
 import os
 import re
+import sqlite3
+from collections.abc import Iterable
+from contextlib import closing
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -12,9 +15,16 @@ from permafrost.imports import uncollected
 
 _SQL = ("sqlite", "postgresql", "mysql", "mssql")
 
-# One call ends within PATIENCE, by MLflow's own error, unless the server drips.
+_ARTIFACTS = (
+    ("experiments", "artifact_location"),
+    ("runs", "artifact_uri"),
+    ("logged_models", "artifact_location"),
+)
+
+# One call ends within a minute, by MLflow's own error.
 _ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
@@ -70,6 +80,29 @@ def database_file(uri: str) -> Path | None:
     """Return the file of a plain SQLite URI."""
     found = re.fullmatch("sqlite:///((?!:memory:|file:)[^?]+)", uri)
     return Path(unquote(found[1])) if found else None
+
+
+def artifacts_folder(database: Path) -> str:
+    """Return where a database's artifacts lie: beside it."""
+    return (database.resolve().parent / "mlruns").as_uri()
+
+
+def set_artifacts(database: Path, experiments: Iterable[str]) -> None:
+    """Let a database find the artifacts beside it, though it was copied or moved there with them.
+
+    MLflow notes absolute places, and no others, for its experiments, runs and models.
+    """
+    here = artifacts_folder(database)
+    with closing(sqlite3.connect(database)) as store, store:
+        noted = dict(store.execute("SELECT name, artifact_location FROM experiments"))
+        made = {noted[name].removesuffix(f"/{name}") for name in experiments if noted.get(name)}
+        for there in (place for place in made - {here} if re.match("file:.*/mlruns$", place)):
+            for table, column in _ARTIFACTS:
+                store.execute(
+                    f"UPDATE {table} SET {column} = ? || substr({column}, ?)"
+                    f" WHERE substr({column}, 1, ?) = ?",
+                    (here, len(there) + 1, len(there) + 1, f"{there}/"),
+                )
 
 
 def refuse_other_schema(uri: str) -> None:

@@ -6,25 +6,25 @@ import os
 import re
 import sys
 import time
-import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import wait
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from threading import Lock
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from permafrost.processes import project_lock
 from permafrost.tracking.database import (
+    artifacts_folder,
     database_file,
     database_uri,
     is_database,
     load_mlflow,
     make_database,
     refuse_other_schema,
+    set_artifacts,
 )
-from permafrost.tracking.outage import Outage
+from permafrost.tracking.place import Place, find_place
 from permafrost.tracking.redaction import redact
 from permafrost.tracking.worker import Worker
 
@@ -32,16 +32,12 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
     from mlflow.tracking import MlflowClient
 
-Result = TypeVar("Result")
-
 CELLS, FIRST_TASKS, VARIANTS = "permafrost", "permafrost-first-task", "permafrost-variants"
 TRIALS = "permafrost-trials"
 EXPERIMENTS = (CELLS, FIRST_TASKS, VARIANTS, TRIALS)
 
 WAIT = 10.0  # the seconds that a training waits for MLflow, in all
 STOPPED_WAIT = 2.0  # those of a training that is stopped
-PATIENCE = 60.0  # those that `permafrost track` waits for one answer
-_TRY_AGAIN = 60.0  # those that a project's other processes keep from a store that failed
 
 _FINISHED, _FAILED, _KILLED = "FINISHED", "FAILED", "KILLED"
 _LONGEST_TAG = 5000  # of all servers; a new one takes 8000
@@ -71,6 +67,9 @@ class RunRecord:
         Further tags; a long one is cut.
     error : str, optional
         Why it failed; the run then ends as FAILED and is tagged ``error``.
+    partial : bool
+        Whether the training knew more: the record then only fills a gap, and leaves every run of
+        its key that has ended as it is.
     """
 
     key: str
@@ -82,6 +81,7 @@ class RunRecord:
     pictures: Mapping[str, Path] = field(default_factory=dict)
     tags: Mapping[str, str] = field(default_factory=dict)
     error: str | None = None
+    partial: bool = False
 
     @property
     def status(self) -> str:
@@ -128,15 +128,16 @@ class Tracker:
         self._experiments: dict[str, str] = {}
         self._worker = Worker()
         self._failed = False
-        self._may_be_abandoned = False
-        self._telling = Lock()
-        self._left = WAIT  # of what the training may still wait
-        self._last_call = 0.0
 
     @property
     def uri(self) -> str:
         """Where the store is."""
         return os.environ.get("MLFLOW_TRACKING_URI") or database_uri(self.root / "mlflow.db")
+
+    @cached_property
+    def place(self) -> Place:
+        """Where the project is: the tag ``project`` of its runs names it."""
+        return find_place(self.root)
 
     @contextmanager
     def live(self, record: RunRecord) -> Iterator["LiveRun"]:
@@ -168,63 +169,56 @@ class Tracker:
             self._attempt(lambda: self._rewrite(record))
 
     def reconcile(
-        self, records: Iterable[RunRecord], is_active: Callable[[str], bool]
+        self,
+        records: Iterable[RunRecord],
+        is_active: Callable[[str], bool],
+        *,
+        take_over: bool = False,
     ) -> dict[str, int]:
         """Make the store equal to the records, one run each, which has ended.
 
-        On a server the runs of other copies of the project stay. So do runs of other keys, but for
-        those of trainings that did not come to their end: these are deleted unless ``is_active``
-        says that their key is being trained now.
+        Runs of other keys stay, but for those of trainings that did not come to their end: these
+        are deleted unless ``is_active`` says that their key is being trained now. On a server the
+        runs of other projects stay. Those that were logged where this project's files have been
+        become its own if the folder was moved from there, or else by ``take_over``.
 
         Returns
         -------
         dict
-            How many runs were ``written``, ``deleted`` and ``kept``.
+            How many runs were ``written``, ``deleted`` and ``kept``; how many could be taken over,
+            if any, are ``left``.
 
         Raises
         ------
         TrackingError
-            If the store cannot be used, or does not answer one call for :data:`PATIENCE` seconds.
+            If the store cannot be used.
         """
-        with project_lock(self.root, "track"):  # two at once would write every run twice
-            return self._patiently(lambda: self._reconcile(records, is_active))
+        with project_lock(self.root, "track"), self._told():  # two at once would write all twice
+            return self._reconcile(records, is_active, take_over)
 
     def experiment_id(self, name: str) -> str:
         """Return the id of an experiment, which is created if need be; raise as `reconcile`."""
-        return self._patiently(lambda: self._experiment(name))
+        with self._told():
+            return self._experiment(name)
 
     # How the store is waited for. The worker's thread may hang as long as it likes.
 
     @contextmanager
     def _settled(self) -> Iterator[None]:
         """Wait at the end for all that is attempted in the block, if it is stopped but shortly."""
-        self._left = WAIT
-        self._prepare()  # for seconds; a stop in these leaves no run that would have to be ended
+        self._guard(self._get_ready)  # takes seconds, in which no run is there to be ended
         try:
             yield
-            self._settle()
+            if not self._failed and not self._worker.wait(WAIT):
+                self._fail(f"{self._store} takes longer than {WAIT:g} s")
         except BaseException:
             if not self._worker.wait(STOPPED_WAIT):
                 self._failed = True  # what comes of it later is not told
             raise
 
-    def _prepare(self) -> None:
-        if not self._experiments and self._outage.age() < _TRY_AGAIN:
-            self._failed = True
-        self._guard(self._get_ready)
-
     def _attempt(self, action: Callable[[], object]) -> None:
         """Have the worker do it, in order; nothing is done once the store has failed."""
-        self._prepare()
-        self._worker.do(lambda: self._guard(lambda: self._abandonable(action)))
-
-    def _abandonable(self, action: Callable[[], object]) -> None:
-        """Do it unless nobody waits for it any more: it would undo what `track` has written."""
-        self._may_be_abandoned = True
-        try:
-            action()
-        finally:
-            self._may_be_abandoned = False
+        self._worker.do(lambda: self._guard(action))
 
     def _guard(self, action: Callable[[], object]) -> None:
         if not self._failed:
@@ -233,79 +227,62 @@ class Tracker:
             except Exception as error:
                 self._fail(str(self._error(error)))
 
-    def _settle(self) -> None:
-        """Wait for all that was attempted."""
-        if not self._failed and not self._worker.wait(self._left):
-            self._fail(f"{self._place} takes longer than {WAIT:g} s")
-        with self._telling:  # the process must not end before the worker has told a failure
-            if not self._failed:
-                self._outage.end()
-
     def _fail(self, message: str) -> None:
-        with self._telling:
-            known, self._failed = self._failed, True
-            if not known and self._outage.note():
-                text = f"{message}; the training goes on, `permafrost track` logs it"
-                print(text, file=sys.stderr)
+        if not self._failed:
+            self._failed = True
+            text = f"{message}; the training goes on, `permafrost track` logs it"
+            print(text, file=sys.stderr)
 
-    def _patiently(self, action: Callable[[], Result]) -> Result:
-        """Do it however long it takes, as long as the store answers."""
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """Raise what the store raises as one line."""
         try:
             self._get_ready()
-            self._last_call = time.monotonic()
-            future = self._worker.do(action)
-            while not wait([future], timeout=1).done:
-                if time.monotonic() - self._last_call > PATIENCE:
-                    raise TrackingError(f"no answer for {PATIENCE:g} s")
-            result = future.result()
+            yield
         except Exception as error:
             raise self._error(error) from error
-        self._outage.end()
-        return result
 
     def _get_ready(self) -> None:
-        """Do what takes seconds whatever the store does, in no worker: it counts for no wait."""
+        """Do what takes seconds whatever the store does: it counts for no wait."""
         load_mlflow(self.uri)
         file = database_file(self.uri)
         if file and not file.exists():
-            began = time.monotonic()
-            # Who creates one database at once crashes.
-            with project_lock(self.root, "mlflow", self._left):
-                self._left = max(0.0, self._left - (time.monotonic() - began))
+            with project_lock(self.root, "mlflow", WAIT):  # who creates one at once crashes
                 if not file.exists():
                     make_database(file)
 
     @property
-    def _place(self) -> str:
+    def _store(self) -> str:
         return f"MLflow at {redact(self.uri, self.uri)}"
-
-    @property
-    def _outage(self) -> Outage:
-        return Outage(self.root / ".permafrost", redact(self.uri, self.uri))
 
     def _error(self, error: Exception) -> "TrackingError":
         # A database says in a few words what SQLAlchemy and MLflow say in many lines.
         origin = getattr(error.__cause__ or error, "orig", None) or error
         line = (str(origin).strip() or type(origin).__name__).splitlines()[0]
         line = re.sub(r".*\(Caused by (.*)\)", r"\1", line)  # where requests tells a long story
-        return TrackingError(f"{self._place}: {redact(line, self.uri)[:300]}")
+        return TrackingError(f"{self._store}: {redact(line, self.uri)[:300]}")
 
-    # The rest runs in the worker's thread and may raise whatever MLflow raises.
+    # The rest may raise whatever MLflow raises; a training has the worker do it.
 
     def _connect(self) -> "MlflowClient":
         """Return the client; every call into the store begins here."""
-        self._last_call = time.monotonic()
-        if self._may_be_abandoned and self._failed:
+        if self._failed:  # nobody waits any more: it would undo what `track` has written
             raise TrackingError("given up")
         if self._client is None:
             from mlflow.tracking import MlflowClient
 
             if is_database(self.uri):
                 refuse_other_schema(self.uri)
-            made_here = is_database(self.uri) and not database_file(self.uri)
-            with project_lock(self.root, "mlflow", WAIT) if made_here else nullcontext():
-                self._client = MlflowClient(self.uri)
+            self._client = MlflowClient(self.uri)
+            if self._is_own:
+                set_artifacts(self.root.resolve() / "mlflow.db", EXPERIMENTS)
         return self._client
+
+    @property
+    def _is_own(self) -> bool:
+        """Whether the store is the project's own database, whose runs are all its own."""
+        file = database_file(self.uri)
+        return file is not None and file.resolve() == (self.root / "mlflow.db").resolve()
 
     def _experiment(self, name: str) -> str:
         """Return the id of an experiment, which is created if need be."""
@@ -327,8 +304,8 @@ class Tracker:
 
     def _create_experiment(self, name: str) -> str:
         # A relative default would put artifacts wherever the command happens to run.
-        local = self.uri.startswith("sqlite:")
-        location = (self.root / "mlruns" / name).as_uri() if local else None
+        file = database_file(self.uri)
+        location = f"{artifacts_folder(file)}/{name}" if file else None
         # Without the kind MLflow's pages take an experiment without traces for one of an agent.
         tags = {"mlflow.experimentKind": "custom_model_development"}
         try:
@@ -355,9 +332,10 @@ class Tracker:
     def _start(self, record: RunRecord) -> str:
         from mlflow.entities import Param
 
-        for run in self._own(self._runs(record.experiment, f"tags.key = '{record.key}'")):
-            self._connect().delete_run(run.info.run_id)
-        tags = record.all_tags | {"project": self._project()}
+        for run in self._runs(record.experiment, f"tags.key = '{record.key}'"):
+            if self._owns(run):
+                self._connect().delete_run(run.info.run_id)
+        tags = record.all_tags | {"project": self.place.here}
         run = self._connect().create_run(
             self._experiment(record.experiment), run_name=record.name, tags=tags
         )
@@ -365,20 +343,10 @@ class Tracker:
         self._connect().log_batch(run.info.run_id, params=params)
         return str(run.info.run_id)
 
-    def _own(self, runs: list["Run"]) -> list["Run"]:
-        """Return those that this copy of the project has begun: others write to the same server."""
-        mine, file = self._project(), database_file(self.uri)
-        all_mine = file is not None and file.resolve() == (self.root / "mlflow.db").resolve()
-        keyed = [run for run in runs if "key" in run.data.tags]
-        return [run for run in keyed if all_mine or run.data.tags.get("project") == mine]
-
-    def _project(self) -> str:
-        """Return the random name by which this copy of the project knows its own runs."""
-        path = self.root / ".permafrost" / "project"
-        with project_lock(self.root, "project"):
-            if not path.exists() or not path.read_text():  # empty after a full disk
-                path.write_text(uuid.uuid4().hex)
-            return path.read_text()
+    def _owns(self, run: "Run") -> bool:
+        """Return whether this project has logged a run: others write to the same server."""
+        tags = run.data.tags
+        return "key" in tags and (self._is_own or tags.get("project") == self.place.here)
 
     def _rewrite(self, record: RunRecord) -> None:
         run_id = self._start(record)
@@ -413,16 +381,13 @@ class Tracker:
         self._connect().set_terminated(run_id, status)
 
     def _reconcile(
-        self, records: Iterable[RunRecord], is_active: Callable[[str], bool]
+        self, records: Iterable[RunRecord], is_active: Callable[[str], bool], take_over: bool
     ) -> dict[str, int]:
-        counts = {"written": 0, "deleted": 0, "kept": 0}
-        runs: dict[str, list[Run]] = {}
-        for experiment in EXPERIMENTS:
-            for run in self._own(self._runs(experiment)):
-                runs.setdefault(run.data.tags["key"], []).append(run)
+        runs, ended, left = self._sort(take_over)
+        counts = {"written": 0, "deleted": 0, "kept": 0} | ({"left": left} if left else {})
         for record in records:
             found = runs.pop(record.key, [])
-            if len(found) == 1 and _holds(found[0], record):
+            if record.key in ended if record.partial else self._holds(found, record):
                 counts["kept"] += 1
             elif not is_active(record.key):
                 self._rewrite(record)
@@ -434,6 +399,43 @@ class Tracker:
                     self._connect().delete_run(run.info.run_id)
                     counts["deleted"] += 1
         return counts
+
+    def _sort(self, take_over: bool) -> tuple[dict[str, list["Run"]], set[str], int]:
+        """Return the project's runs by key, the keys of all that have ended, and a count.
+
+        That is of the runs which were logged from where else the project's files have been, and are
+        not taken over.
+        """
+        earlier = {*self.place.moved, *self.place.others}
+        claimed = earlier if take_over else set(self.place.left())
+        runs: dict[str, list[Run]] = {}
+        ended, left = set(), 0
+        for run in (run for name in EXPERIMENTS for run in self._runs(name)):
+            key, project = (run.data.tags.get(name, "") for name in ("key", "project"))
+            if project in claimed:
+                self._connect().set_tag(run.info.run_id, "project", self.place.here)
+            if project in claimed or self._owns(run):
+                runs.setdefault(key, []).append(run)
+            elif project in earlier:
+                left += 1
+            if _is_whole(run):
+                ended.add(key)
+        return runs, ended, left
+
+    def _holds(self, found: list["Run"], record: RunRecord) -> bool:
+        """Return whether there is one run, and it holds all of the record."""
+        if len(found) != 1 or found[0].info.status != record.status:
+            return False
+        (run,) = found
+        if not record.all_tags.items() <= run.data.tags.items():
+            return False
+        folders = {place.rpartition("/")[0] for place in record.pictures}
+        there = {
+            file.path
+            for folder in folders
+            for file in self._connect().list_artifacts(run.info.run_id, folder or None)
+        }
+        return record.pictures.keys() <= there
 
     def _is_left(self, run: "Run") -> bool:
         """Return whether a run that had not ended has not ended since, either."""
@@ -474,11 +476,6 @@ class LiveRun:
 
 class TrackingError(Exception):
     """The MLflow store cannot be used."""
-
-
-def _holds(run: "Run", record: RunRecord) -> bool:
-    tags = record.all_tags.items()
-    return bool(run.info.status == record.status and tags <= run.data.tags.items())
 
 
 def _is_whole(run: "Run") -> bool:
