@@ -20,6 +20,7 @@ PASSED_ON = {
     "imports.py",
     "machine.py",
     "params.py",
+    "paths.py",
     "processes.py",
     "source.py",
     "tracking",

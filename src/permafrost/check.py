@@ -1,5 +1,6 @@
 """Validate everything that a run would read, before anything is trained."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -7,15 +8,17 @@ from ruamel.yaml import YAML
 
 from permafrost.artifacts import load_tasks
 from permafrost.data import TaskSequence
+from permafrost.dvc_notes import check_notes
 from permafrost.errors import InputError
 from permafrost.images import images_digest, images_root, note_images
+from permafrost.interrupted import tell_interrupted
 from permafrost.params import Params
+from permafrost.paths import project_root
 from permafrost.stages.split import make_tasks
 from permafrost.stages.workspace import (
     PARAMS,
     TASKS,
     prepare_device,
-    project_root,
     read_params,
     seed_file,
 )
@@ -26,7 +29,8 @@ def check_all() -> str:
     """Validate params.yaml, the device and the data set; return what was found.
 
     What the images hold is noted in ``images.yaml``, where DVC sees whether they have changed. A
-    copy that has pulled the tasks but has no images is fine: nothing has to be read anew.
+    copy that has pulled the tasks but has no images is fine: nothing has to be read anew. An
+    experiment that was killed before it had gone back to its branch is told, but no fault.
 
     Raises
     ------
@@ -36,6 +40,9 @@ def check_all() -> str:
     params = read_params()
     root = project_root()
     _require_git(root)
+    check_notes(root, repair=False)
+    if interrupted := tell_interrupted(root):
+        print(interrupted, file=sys.stderr)
     _require_keys()
     device = prepare_device(params)
     resolve_precision(params.train.precision, device)

@@ -14,6 +14,7 @@ from permafrost.cells import CellStore
 from permafrost.errors import InputError
 from permafrost.experiment import CellInputs, frozen_masks, train_cell
 from permafrost.params import Params
+from permafrost.paths import project_root
 from permafrost.plan import CellSpec
 from permafrost.processes import (
     begin_to_stop,
@@ -31,7 +32,6 @@ from permafrost.stages.workspace import (
     Workspace,
     prepare_device,
     progress_bar,
-    project_root,
     refuse_changed,
     seed_file,
 )
