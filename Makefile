@@ -25,6 +25,7 @@ $(READY): uv.lock pyproject.toml
 	@touch $@
 
 repro: $(READY) ## run the whole experiment and print its tables
+	@$(BIN)/permafrost doctor --repair --notes
 	@$(BIN)/permafrost check
 	@PATH="$(CURDIR)/$(BIN):$$PATH" dvc repro || { code=$$?; $(BIN)/permafrost track; exit $$code; }
 	@cat reports/tables.md

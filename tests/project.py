@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 REPOSITORY = Path(__file__).parent.parent
 
@@ -48,6 +49,31 @@ def command_of(stage: str) -> list[str]:
     return ["permafrost", stage, *(["--seed", "0"] if stage in SEED_STAGES else [])]
 
 
+# For what DVC itself does: two stages that take no time, and note in `ran` that they ran.
+PLAIN_STAGES = """
+stages:
+  first:
+    cmd: cp params.yaml data/first && echo first >> ran
+    deps: [README.md]
+    params: [train]
+    outs: [data/first]
+  second:
+    cmd: cp data/first data/second && echo second >> ran
+    deps: [data/first]
+    params: [train, seeds]
+    outs: [data/second]
+"""
+
+
+def plain_project(folder: Path) -> "Project":
+    """Return a project with plain stages."""
+    project = Project(folder)
+    (folder / "dvc.yaml").write_text(PLAIN_STAGES)
+    (folder / "data").mkdir()
+    project.commit("plain stages")
+    return project
+
+
 class Project:
     """A copy of the project in a folder of its own.
 
@@ -75,6 +101,13 @@ class Project:
         self.change(TINY)
         self.run("git", "init", "-q", "-b", "main")
         self.commit("start")
+
+    def copy(self, folder: Path) -> Self:
+        """Return a copy of the project as it is now."""
+        shutil.copytree(self.folder, folder, symlinks=True)
+        other = object.__new__(type(self))
+        other.folder, other.seen = folder, set(self.seen)
+        return other
 
     def commit(self, message: str) -> None:
         """Commit everything."""

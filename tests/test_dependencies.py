@@ -23,6 +23,7 @@ PASSED_ON = {
     "imports.py",
     "machine.py",
     "params.py",
+    "paths.py",
     "processes.py",
     "registry.py",
     "runs/key.py",

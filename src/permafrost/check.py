@@ -1,6 +1,7 @@
 """Validate everything that a run would read, before anything is trained."""
 
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -8,16 +9,18 @@ from ruamel.yaml import YAML
 
 from permafrost.artifacts import load_tasks
 from permafrost.data import DATASETS, TaskSequence
+from permafrost.dvc_notes import check_notes
 from permafrost.errors import InputError, printable
 from permafrost.images import images_digest, images_root, note_images
+from permafrost.interrupted import tell_interrupted
 from permafrost.params import Params
+from permafrost.paths import project_root
 from permafrost.registry import CUSTOM
 from permafrost.stages.split import make_tasks
 from permafrost.stages.workspace import (
     PARAMS,
     TASKS,
     prepare_device,
-    project_root,
     read_params,
     seed_file,
 )
@@ -28,7 +31,8 @@ def check_all() -> str:
     """Validate params.yaml, the device and the data set; return what was found.
 
     What the images hold is noted in ``images.yaml``, where DVC sees whether they have changed. A
-    copy that has pulled the tasks but has no images is fine: nothing has to be read anew.
+    copy that has pulled the tasks but has no images is fine: nothing has to be read anew. An
+    experiment that was killed before it had gone back to its branch is told, but no fault.
 
     Raises
     ------
@@ -38,6 +42,9 @@ def check_all() -> str:
     params = read_params()
     root = project_root()
     _require_git(root)
+    check_notes(root, repair=False)
+    if interrupted := tell_interrupted(root):
+        print(interrupted, file=sys.stderr)
     _require_keys()
     device = prepare_device(params)
     resolve_precision(params.train.precision, device)

@@ -189,14 +189,25 @@ def check() -> None:
 
 @_command()
 def doctor(
-    repair: Annotated[bool, typer.Option("--repair", help="Delete the damaged files.")] = False,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Mend or delete what is damaged.")
+    ] = False,
+    notes: Annotated[bool, typer.Option("--notes", help="Look at DVC's notes only.")] = False,
 ) -> None:
-    """Print what could make another machine's results differ, and find damaged files."""
-    from permafrost.doctor import check_files, describe_machine
+    """Print what could make another machine's results differ, and find what is damaged."""
+    from permafrost.dvc_notes import check_notes
+    from permafrost.paths import project_root
 
     with _clear_errors():
+        check_notes(project_root(), repair=repair)
+        if notes:
+            return
+        from permafrost.doctor import check_files, describe_machine
+        from permafrost.interrupted import check_git
+
         typer.echo(describe_machine())
         typer.echo(check_files(repair=repair))
+        check_git(project_root(), repair=repair)
 
 
 @_command()

@@ -9,6 +9,7 @@ from permafrost.artifacts import load_record, load_tensors
 from permafrost.cells import CellStore
 from permafrost.errors import DamagedError, InputError
 from permafrost.machine import fingerprint
+from permafrost.paths import cached_files, project_root
 from permafrost.stages.workspace import (
     FIRST_RECORDS,
     FROZEN,
@@ -18,7 +19,6 @@ from permafrost.stages.workspace import (
     TUNE,
     VARIANT,
     prepare_device,
-    project_root,
     read_params,
 )
 from permafrost.variants import variant_files
@@ -86,26 +86,9 @@ def _damaged_artifacts(root: Path) -> Iterator[Path]:
                 yield path
 
 
-def dvc_cache(root: Path) -> Path:
-    """Return the folder of DVC's cache, where a file's name is the MD5 of its content.
-
-    Raises
-    ------
-    InputError
-        If DVC cannot be used here.
-    """
-    from dvc.exceptions import DvcException
-    from dvc.repo import Repo
-
-    try:
-        return Path(Repo(str(root)).cache.local.path)
-    except DvcException as error:  # its configuration is wrong, or git is missing
-        raise InputError(f"DVC: {error}") from None
-
-
 def _damaged_cache(root: Path) -> Iterator[Path]:
     """Look through DVC's cache."""
-    for path in sorted(dvc_cache(root).glob("??/*")):
+    for path in sorted(cached_files(root).glob("??/*")):
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "md5").hexdigest()
         if path.parent.name + path.name.removesuffix(".dir") != digest:

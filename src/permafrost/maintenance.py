@@ -14,9 +14,9 @@ from typing import Any
 
 from permafrost.artifacts import load_record
 from permafrost.cells import CellStore
-from permafrost.doctor import dvc_cache
 from permafrost.errors import InputError
 from permafrost.outputs import runs_of_outputs
+from permafrost.paths import cached_files, project_root
 from permafrost.processes import stop_group
 from permafrost.runs.results import results_folder
 from permafrost.stages.workspace import (
@@ -24,7 +24,6 @@ from permafrost.stages.workspace import (
     SECOND_RECORDS,
     SWEEP,
     TUNE,
-    project_root,
     read_params,
     seed_file,
 )
@@ -104,7 +103,7 @@ def _committed_results(root: Path) -> Iterator[Path]:
         notes = git("cat-file", "--batch", given="\n".join(blobs))
     except (OSError, subprocess.CalledProcessError) as error:
         raise InputError(f"git: cannot tell what other commits use ({error})") from None
-    cache = dvc_cache(root)
+    cache = cached_files(root)
     named = re.findall(r"path: metrics/\S+\.json\n\s+hash: md5\n\s+md5: ([0-9a-f]{32})", notes)
     for digest in sorted(set(named)):
         path = cache / digest[:2] / digest[2:]

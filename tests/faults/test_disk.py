@@ -68,6 +68,7 @@ def _fill_and_recover(project, undisturbed, disk, leave):
     assert any(text in output for text in told), output
     assert not list(project.folder.rglob("*.part")), "half-written files are left"
     ballast.unlink()
+    project.run("permafrost", "doctor", "--repair", "--notes")  # DVC's have an end only with space
     project.run("dvc", "repro")
     project.run("permafrost", "track")  # MLflow had no space either
     return check_recovered(project, undisturbed, trainings=2)

@@ -100,13 +100,18 @@ def test_stop_in_the_sweep(tally, rounds, undisturbed, before_sweep, tmp_path, w
 
 
 def test_kill_while_dvc_notes(tally, rounds, undisturbed, before_sweep, tmp_path):
-    """In the middle of .dvc/tmp/rwlock (JSON), of an entry of the run cache, of dvc.lock."""
+    """In the middle of .dvc/tmp/rwlock (JSON), of an entry of the run cache, of dvc.lock.
+
+    What is left is told and mended, and nothing is trained again.
+    """
     moments = ["json:2", "yaml:1", "yaml:2", "json:1", "json:9", "yaml:3", "yaml:4"]
     with tally("kill -9 while DVC writes a note of its own") as fault:
         for moment in moments[: rounds(3, 7)]:
             with fault.trial(moment):
                 project = before_sweep.copy(tmp_path / "project")
                 project.run("dvc", "repro", code=-signal.SIGKILL, KILL_AT=moment)
+                told = project.run("permafrost", "doctor", "--notes", code=2)
+                assert "`permafrost doctor --repair` mends it" in told
                 fault.lost(check_recovered(project, undisturbed, trainings=0))
             remove(tmp_path / "project")
 

@@ -58,9 +58,7 @@ class WatchedProject(Project):
 
     def copy(self, folder: Path) -> "WatchedProject":
         """Return a copy of the project as it is now, trainings and all."""
-        shutil.copytree(self.folder, folder, symlinks=True)
-        other = object.__new__(WatchedProject)
-        other.folder, other.seen = folder, set(self.seen)
+        other = super().copy(folder)
         log = Path(self.environment["EPOCH_LOG"])
         if log.exists():
             shutil.copyfile(log, other.environment["EPOCH_LOG"])
@@ -180,10 +178,11 @@ def running_stage(process: subprocess.Popen, seconds: float = 10) -> psutil.Proc
 
 
 def check_recovered(project: WatchedProject, expected: Undisturbed, trainings: int) -> int:
-    """Run `dvc repro` again and hold all that it leaves against an undisturbed run.
+    """Go on as `make repro` does and hold all that is left against an undisturbed run.
 
     Returns how many epochs the training that lost most had to begin again.
     """
+    project.run("permafrost", "doctor", "--repair", "--notes")
     project.run("dvc", "repro")
     assert project.runs() == project.expected_runs()
     bits = project.bits()

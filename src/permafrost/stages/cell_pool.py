@@ -12,6 +12,7 @@ from permafrost.cells import CellStore
 from permafrost.errors import InputError
 from permafrost.experiment import CellInputs, train_cell
 from permafrost.params import Params
+from permafrost.paths import project_root
 from permafrost.plan import CellSpec
 from permafrost.processes import (
     GRACE,
@@ -30,7 +31,6 @@ from permafrost.stages.workspace import (
     Workspace,
     prepare_device,
     progress_bar,
-    project_root,
     refuse_changed,
     seed_file,
 )

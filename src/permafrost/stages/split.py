@@ -6,13 +6,8 @@ from permafrost.artifacts import save_tasks
 from permafrost.data import TaskSequence, load_dataset, split_tasks
 from permafrost.images import images_digest, images_root, note_images
 from permafrost.params import Params
-from permafrost.stages.workspace import (
-    TASKS,
-    open_stage,
-    project_root,
-    refuse_changed,
-    seed_file,
-)
+from permafrost.paths import project_root
+from permafrost.stages.workspace import TASKS, open_stage, refuse_changed, seed_file
 
 
 def make_tasks(params: Params, seed: int) -> TaskSequence:

@@ -39,6 +39,7 @@ from permafrost.explain import conv_layers
 from permafrost.machine import machine_identity
 from permafrost.models import TaskNetwork
 from permafrost.params import Params, load_params
+from permafrost.paths import project_root
 from permafrost.processes import project_lock
 from permafrost.runs.results import Result, obtain_result
 from permafrost.source import PACKAGE, PACKAGE_CODE, code_digest
@@ -85,23 +86,6 @@ _SEED_OUTPUTS = (
     SECOND,
     SECOND_RECORDS,
 )
-
-
-def project_root() -> Path:
-    """Return the project's root: also from a copy that ``dvc exp run --temp`` works in.
-
-    Raises
-    ------
-    InputError
-        If this is no DVC project in a git clone.
-    """
-    named = os.environ.get("DVC_ROOT")
-    if named:
-        return Path(named)
-    for folder in (here := Path.cwd(), *here.parents):
-        if (folder / ".dvc").is_dir():
-            return folder
-    raise InputError(f"{here}: is no DVC project; run the command in a clone of the project")
 
 
 @dataclass(frozen=True)
