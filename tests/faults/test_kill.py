@@ -94,7 +94,6 @@ def test_stop_in_the_sweep(tally, rounds, undisturbed, before_sweep, tmp_path, w
                 time.sleep(0.5 * trial)
                 output = _stop(fault, project, process, way, rounds(30, 5))
                 assert "Traceback" not in output, output
-                assert set(project.statuses()) <= {"FINISHED", "KILLED"}
                 fault.lost(_track_and_recover(project, undisturbed))
             remove(tmp_path / "project")
 
@@ -188,7 +187,7 @@ def _stop(fault, project, process, way, limit):
 
 
 def _track_and_recover(project, undisturbed):
-    """MLflow is repaired, and what was to be done is done the next time."""
+    """A run that a busy machine left RUNNING is repaired; what is to be done is done."""
     if (project.folder / "mlflow.db").exists():
         project.run("permafrost", "track")
         assert project.runs() == project.expected_runs()

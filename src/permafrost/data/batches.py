@@ -45,6 +45,8 @@ def _standardize(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
 class Batches:
     """Labelled images that live on the device and leave it in normalised batches.
 
+    Before each batch a stop is made that was asked for: see :mod:`permafrost.stopping`.
+
     Parameters
     ----------
     data : LabeledImages
