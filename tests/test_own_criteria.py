@@ -2,6 +2,8 @@
 
 import subprocess
 import sys
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -85,10 +87,24 @@ def test_what_own_criteria_look_at(write_own):
     assert f"{own}:peak" not in CRITERIA
 
 
+def test_an_edit_does_not_reach_what_runs(write_own):
+    own = write_own(OWN)
+    found = CRITERIA.find(f"{own}:peak")
+    Path(f"{own.replace('.', '/')}.py").write_text("edited(")
+    assert CRITERIA.find(f"{own}:peak") is found
+    with pytest.raises(InputError, match="has no 'other'"):
+        CRITERIA.find(f"{own}:other")
+
+
 def test_own_scores_are_those_that_were_declared(write_own, shown):
     model, batches, _ = shown
     own = write_own(OWN)
     evidence = network_evidence(model, 0)
+    maps = {layer: torch.rand(len(w), 4, 4) for layer, w in evidence.weights.items()}
+    compared = replace(evidence, filter_maps=maps, class_maps=torch.rand(2, 4, 4))
+    gap = CRITERIA[f"{own}:gap"]
+    for layer, scores in score_filters(f"{own}:gap", compared).items():  # lower is better
+        assert torch.equal(scores, -gap(maps[layer], compared.class_maps))
     for layer, scores in score_filters(f"{own}:peak", evidence).items():
         assert torch.equal(scores[:, 0], evidence.weights[layer].flatten(1).amax(1))
     criteria = [f"{own}:loudest", "activation", f"{own}:first_bias"]

@@ -324,6 +324,17 @@ def test_mask_marks_the_first_of_the_order():
     assert frozen_mask(order, 0.0).dtype == torch.bool
 
 
+def test_what_is_frozen_stays_so_and_the_first_of_the_rest_join():
+    order = torch.tensor([3, 0, 2, 1, 4])
+    before = torch.tensor([True, False, False, True, False])
+    assert filters_of(frozen_mask(order, 0.0, before)) == [0, 3]
+    assert filters_of(frozen_mask(order, 0.34, before)) == [0, 2, 3]
+    assert filters_of(frozen_mask(order, 1.0, before)) == [0, 1, 2, 3, 4]
+    assert filters_of(before) == [0, 3]
+    all_frozen = torch.ones(5, dtype=torch.bool)
+    assert filters_of(frozen_mask(order, 0.5, all_frozen)) == [0, 1, 2, 3, 4]
+
+
 def test_a_mask_and_its_filters():
     assert filters_of(frozen_mask(torch.tensor([3, 0, 2, 1]), 0.5)) == [0, 3]
     for filters in ([], [0, 2], [0, 1, 2, 3]):

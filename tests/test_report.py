@@ -36,11 +36,11 @@ def row(seed: int, strategy: str = "freeze", **more) -> dict:
     }
 
 
-def written(seeds: list[int], trials: int = 0) -> str:
+def written(seeds: list[int], trials: int = 0, **more) -> str:
     tried = [{"hyper": {"pct": 0.125}}] * trials
     choices = {"shared": {"freeze": {"chosen": {"pct": 0.125}, "trials": tried, "at_edge": []}}}
     rows = [row(seed, name) for seed in seeds for name in ("freeze", "finetune")]
-    return tables(rows, Params(seeds=seeds), choices)
+    return tables(rows, Params(seeds=seeds, **more), choices)
 
 
 def test_one_seed_has_no_brackets_and_no_word_of_them():
@@ -104,9 +104,11 @@ def test_the_tables_of_three_tasks():
     assert "task 1 has lost" not in text + written([0])
 
 
-def test_the_seeds_two_tasks_are_not_set_beside_three():
+def test_the_posts_two_tasks_are_not_set_beside_three():
     assert "post: task 1" not in three_tasks(profile="paper")
-    assert "the seed reports" not in three_tasks(profile="paper")
+    assert "the post reports" not in three_tasks(profile="paper")
+    assert "post: task 1" in written([0], profile="paper")
+    assert "the post reports" in written([0], profile="paper")
 
 
 def test_the_plot_of_three_tasks(drawn, monkeypatch, tmp_path):

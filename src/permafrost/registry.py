@@ -9,6 +9,7 @@ import importlib
 import importlib.metadata
 import importlib.util
 import pkgutil
+import sys
 import sysconfig
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -130,6 +131,8 @@ def own_module(name: str, wanted: str) -> ModuleType:
         If it is neither, or cannot be imported.
     """
     top = name.partition(".")[0]
+    if top == CUSTOM.name and name in sys.modules:
+        return sys.modules[name]  # an edit made since then is for the next process
     if top == CUSTOM.name:
         _snapshots.setdefault(top, code_digest(CUSTOM))
     elif distribution(top) is None and not _is_missing(top):

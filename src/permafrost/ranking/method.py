@@ -225,18 +225,23 @@ def rank_network(
     return orders
 
 
-def frozen_masks(orders: Mapping[str, Tensor], pct: float) -> dict[str, Tensor]:
-    """Mark the first filters of every layer's order as frozen.
+def frozen_masks(
+    orders: Mapping[str, Tensor], pct: float, before: Mapping[str, Tensor] | None = None
+) -> dict[str, Tensor]:
+    """Mark the first free filters of every layer's order as frozen.
 
     Parameters
     ----------
     orders : mapping of str to Tensor (F,)
         As :func:`rank_network` gives them.
     pct : float
-        Share of the filters to freeze, 0..1.
+        Share of the free filters to freeze, 0..1.
+    before : mapping of str to Tensor of bool, optional
+        By layer, the filters that are frozen already and stay so.
 
     Returns
     -------
     dict of str to Tensor of bool, shape (F,)
     """
-    return {name: frozen_mask(order, pct) for name, order in orders.items()}
+    taken = before or {}
+    return {name: frozen_mask(order, pct, taken.get(name)) for name, order in orders.items()}

@@ -90,27 +90,33 @@ def count_frozen(pct: float, filters: int) -> int:
     return math.floor(round(pct * filters, 9) + 0.5)
 
 
-def frozen_mask(order: Tensor, pct: float) -> Tensor:
-    """Mark the first filters of an order as frozen.
+def frozen_mask(order: Tensor, pct: float, before: Tensor | None = None) -> Tensor:
+    """Mark the first free filters of an order as frozen.
 
     Parameters
     ----------
     order : Tensor (F,)
         A permutation of 0..F-1, as :func:`order_filters` gives it.
     pct : float
-        Share of the filters to freeze, 0..1.
+        Share of the free filters to freeze, 0..1, rounded as :func:`count_frozen` does.
+    before : Tensor (F,), optional
+        bool, the filters that are frozen already and stay so; without it all are free.
 
     Returns
     -------
     mask : Tensor (F,)
-        bool, True for the ``count_frozen(pct, F)`` filters that are frozen.
+        bool, True for the filters that are frozen.
 
     Raises
     ------
     ValueError
         If pct lies outside 0..1.
     """
-    return mask_of(order[: count_frozen(pct, len(order))], len(order))
+    taken = torch.zeros_like(order, dtype=torch.bool)
+    if before is not None:
+        taken |= before.to(order.device)
+    free = order[~taken[order]]
+    return taken | mask_of(free[: count_frozen(pct, len(free))], len(order))
 
 
 def mask_of(filters: Tensor | Sequence[int], count: int) -> Tensor:

@@ -2,12 +2,10 @@
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from permafrost.freezing import FilterMasks
-from permafrost.ranking import count_frozen
-from permafrost.ranking.method import ExplainConfig, rank_network
+from permafrost.ranking.method import ExplainConfig, frozen_masks, rank_network
 from permafrost.strategies.base import Lesson
 
 
@@ -36,13 +34,7 @@ class RankedMasks:
         """Return the masks; those of filters that are frozen already stay set."""
         if self.first is not None and lesson.learned == 1:
             return self.first
-        orders = self._orders(lesson)
-        return {
-            name: _grown(
-                order, frozen.get(name, torch.zeros(len(order), dtype=torch.bool)), self.pct
-            )
-            for name, order in orders.items()
-        }
+        return frozen_masks(self._orders(lesson), self.pct, frozen)
 
     def _orders(self, lesson: Lesson) -> dict[str, Tensor]:
         # The task's own logits, which an expanding head has among others.
@@ -57,11 +49,3 @@ class RankedMasks:
             self.explain,
             lesson.seed,
         )
-
-
-def _grown(order: Tensor, frozen: Tensor, pct: float) -> Tensor:
-    """Add to the frozen filters the first share of the free ones, in the ranking's order."""
-    free = order[~frozen[order]]
-    mask = frozen.clone()
-    mask[free[: count_frozen(pct, len(free))]] = True
-    return mask
