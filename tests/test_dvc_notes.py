@@ -253,7 +253,7 @@ def test_nothing_is_mended_while_dvc_is_at_work(project: Project) -> None:
     process = project.start("dvc", "repro", "-f", start_new_session=True)
     path = project.folder / ".dvc" / "tmp" / "rwlock"
     try:
-        wait_for((project.folder / "data" / "begun").exists, 120, "the first stage")
+        wait_for((project.folder / "data" / "begun").exists, 300, "the first stage")
         held = path.read_text()
         assert str(process.pid) in held
         dvc_notes.check_notes(project.folder, repair=True)

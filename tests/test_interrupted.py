@@ -29,7 +29,7 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> Project:
         file.write("# edited before\n")
     process = project.start("dvc", "exp", "run", "-S", "train.epochs=7", start_new_session=True)
     try:
-        wait_for((project.folder / "data" / "begun").exists, 120, "the second stage")
+        wait_for((project.folder / "data" / "begun").exists, 300, "the second stage")
         process.terminate()
         process.wait(60)
     finally:
