@@ -185,6 +185,7 @@ def check_recovered(project: WatchedProject, expected: Undisturbed, trainings: i
     Returns how many epochs the training that lost most had to begin again.
     """
     project.run("dvc", "repro")
+    project.run("permafrost", "track")  # as `make repro` does
     assert project.runs() == project.expected_runs()
     bits = project.bits()
     different = {name for name in bits | expected.bits if bits.get(name) != expected.bits.get(name)}
