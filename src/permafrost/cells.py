@@ -19,13 +19,11 @@ from typing import Any, TypeVar
 from filelock import FileLock, Timeout
 
 from permafrost.artifacts import (
-    file_digest,
     load_record,
     load_tensors,
     require,
     save_record,
     save_tensors,
-    write_atomically,
 )
 from permafrost.errors import DamagedError, InputError
 from permafrost.machine import fingerprint, machine_tags
@@ -39,7 +37,6 @@ from permafrost.training import TrainingState, part_of
 
 _RESULT, _CHECKPOINT = "cell.json", "checkpoint.safetensors"
 _MODEL, _KEPT = "model.safetensors", "kept.safetensors"
-_UNLOGGED = "unlogged"  # beside a whole cell: its run in MLflow may not have ended
 
 _EXPERIMENTS = {"cell": CELLS, "trial": TRIALS, "first_task": FIRST_TASKS}
 
@@ -128,7 +125,7 @@ class CellStore:
                 return self._train(request, key, train, None, on_epoch)
             stored = self._unless_damaged(self.load, key)
             if stored is not None:
-                self._end_run(key)
+                self._drop_checkpoint(key)
                 # One training may be asked for under more than one description.
                 return with_row(stored | {"about": request.row})
             progress = self._unless_damaged(self._load_checkpoint, key)
@@ -174,19 +171,12 @@ class CellStore:
             record |= json.loads(json.dumps(outcome.facts))
             self._complete(key, record, outcome, made_on)
             run.finish(run_record(record, made_on))
-        self._tidy(key)
+        self._drop_checkpoint(key)
         return with_row(record)
 
-    def _end_run(self, key: str) -> None:
-        """Do what a training left undone that was killed after its result was stored."""
-        if (self.folder / key / _UNLOGGED).exists():
-            result = load_record(self.folder / key / _RESULT)
-            self.tracker.write(run_record(result["record"], result["machine"]))
-            self._tidy(key)
-
-    def _tidy(self, key: str) -> None:
-        for name in (_CHECKPOINT, _UNLOGGED):
-            (self.folder / key / name).unlink(missing_ok=True)
+    def _drop_checkpoint(self, key: str) -> None:
+        """Delete what a whole cell needs no more; a kill may have left it."""
+        (self.folder / key / _CHECKPOINT).unlink(missing_ok=True)
 
     def load(self, key: str) -> dict[str, Any] | None:
         """Return a stored cell's record, or None where there is none that is whole."""
@@ -194,9 +184,9 @@ class CellStore:
         if not (folder / _RESULT).exists():
             return None
         result = load_record(folder / _RESULT)
-        for file, digest in result["sha256"].items():
-            path = folder / file
-            require(path.exists() and file_digest(path) == digest, path, "is not what was written")
+        for path in (folder / _MODEL, folder / _KEPT):
+            require(path.exists(), path, "is missing")
+            load_tensors(path)  # it carries its checksum
         record: dict[str, Any] = result["record"]
         return record
 
@@ -286,10 +276,7 @@ class CellStore:
         folder = self.folder / key
         save_tensors(folder / _MODEL, outcome.weights)
         save_tensors(folder / _KEPT, outcome.kept)
-        digests = {file: file_digest(folder / file) for file in (_MODEL, _KEPT)}
-        seconds = round(outcome.seconds, 3)
-        result = {"record": record, "sha256": digests, "seconds": seconds, "machine": made_on}
-        write_atomically(folder / _UNLOGGED, b"")
+        result = {"record": record, "seconds": round(outcome.seconds, 3), "machine": made_on}
         # Written last: a cell is whole if and only if this file exists.
         save_record(folder / _RESULT, result)
 

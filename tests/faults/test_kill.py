@@ -208,6 +208,8 @@ def test_killed_between_the_result_and_the_end_of_its_run(undisturbed, tmp_path,
     )
     project.run(sys.executable, "-c", script, code=-signal.SIGKILL)
     assert project.statuses() == {"RUNNING": 1}
+    project.run("permafrost", "track")
+    assert project.statuses() == {"FINISHED": 1}
     check_recovered(project, undisturbed, trainings=0)
 
 

@@ -99,14 +99,15 @@ def test_hundreds_of_cells(tally, rounds, tmp_path):
 
 
 def test_a_whole_run_without_its_server(tally, rounds, undisturbed, tmp_path):
-    """Told by one of all its processes; another store gets everything later."""
+    """Told once by each process that logs; another store gets everything later."""
     servers = {"hangs": never, "answers 500": WRONG["500"]}
     with tally("MLflow's server fails for a whole dvc repro") as fault:
         for case, answer in list(servers.items())[: rounds(1, 2)]:
             with fault.trial(case), serve(answer) as (uri, _):
                 project = WatchedProject(tmp_path / case.replace(" ", "_"))
                 output = project.run("dvc", "repro", MLFLOW_TRACKING_URI=uri)
-                assert output.count("the training goes on") == 1, output
+                # train_first, train_second, evaluate, report, and one or both of sweep's workers
+                assert output.count("the training goes on") in (5, 6), output
                 assert project.bits() == undisturbed.bits
                 assert not (project.folder / "mlflow.db").exists()
                 project.run("permafrost", "track")

@@ -6,7 +6,9 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from permafrost.cli import app
 from permafrost.tracking import CELLS, VARIANTS, RunRecord, Tracker
 from permafrost.tracking.place import Place
 from test_tracking import RealServer, fresh, make_root, runs_of  # noqa: F401
@@ -148,6 +150,38 @@ def test_a_note_that_is_lost_or_damaged(on_server):
         assert track(root, "whole") == KEPT
     shutil.rmtree(root / ".permafrost")
     assert track(root, "whole") == KEPT
+
+
+def test_what_is_left_is_told_with_the_command(on_server, monkeypatch):
+    root, _ = on_server
+    begin(root, "begun")
+    other = copy(root)
+    monkeypatch.setattr("permafrost.maintenance.project_root", lambda: other)
+    output = CliRunner().invoke(app, ["track"]).output
+    assert f"0 runs kept, 1 runs left to {Tracker(root).place.here}, of which" in output
+    command = output.split("`")[1].split()
+    assert command[0] == "permafrost"
+    output = CliRunner().invoke(app, command[1:]).output
+    assert output == "MLflow: 0 runs written, 1 runs deleted, 0 runs kept\n"
+
+
+def test_a_partial_record_fills_gaps_only(on_server):
+    """Whoever has logged it: the training was the same."""
+    root, database = on_server
+    Tracker(root).write(record("whole", params={"lr": 1}))
+    begin(root, "begun")
+    other = root.with_name("other")
+    gaps = [record(key, partial=True) for key in ("whole", "begun", "new")]
+    counts = Tracker(other).reconcile(gaps, lambda key: False)
+    assert counts == {"written": 2, "deleted": 0, "kept": 1}
+    assert Tracker(other).reconcile(gaps, lambda key: False) == KEPT | {"kept": 3}
+    counts = Tracker(root).reconcile(gaps, lambda key: False)
+    assert counts == {"written": 0, "deleted": 1, "kept": 3}
+    ((*_, params, _, _),) = (run for run in runs_of(database) if run[0] == "whole")
+    assert params == {"lr": "1"}
+    # More is known later: the run is made whole.
+    counts = Tracker(other).reconcile([record("new", params={"lr": 1})], lambda key: False)
+    assert counts == {"written": 1, "deleted": 1, "kept": 0}
 
 
 # In the project's own database.

@@ -184,6 +184,7 @@ def check_recovered(project: WatchedProject, expected: Undisturbed, trainings: i
     """
     project.run("permafrost", "doctor", "--repair", "--notes")
     project.run("dvc", "repro")
+    project.run("permafrost", "track")  # as `make repro` does
     assert project.runs() == project.expected_runs()
     bits = project.bits()
     different = {name for name in bits | expected.bits if bits.get(name) != expected.bits.get(name)}

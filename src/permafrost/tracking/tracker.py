@@ -386,8 +386,11 @@ class Tracker:
         runs, ended, left = self._sort(take_over)
         counts = {"written": 0, "deleted": 0, "kept": 0} | ({"left": left} if left else {})
         for record in records:
+            if record.partial and record.key in ended:
+                counts["kept"] += 1
+                continue
             found = runs.pop(record.key, [])
-            if record.key in ended if record.partial else self._holds(found, record):
+            if self._holds(found, record):
                 counts["kept"] += 1
             elif not is_active(record.key):
                 self._rewrite(record)
