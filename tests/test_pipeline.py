@@ -35,7 +35,7 @@ def test_repro_writes_results_and_pictures(project: Project) -> None:
     assert f"| 25% | {100 * rows[1]['acc_task1']:.1f} |" in tables
     assert "### By metric, 50% of the filters frozen" in tables
     (fine_tuning,) = (line for line in tables.splitlines() if line.startswith("| finetune |"))
-    assert fine_tuning.endswith("| 0.00 |  |")
+    assert fine_tuning.endswith("| 0.00 | 100% |  |")
     (frozen,) = (line for line in tables.splitlines() if line.startswith("| freeze mse 50% |"))
     assert f"| {rows[2]['memory_bytes'] / 1e6:.2f} |" in frozen
     assert "| freeze | pct 0.5 |" in tables
