@@ -292,7 +292,7 @@ def test_a_read_only_disk_is_named(tally, before_sweep, tmp_path):
 
 def test_a_full_disk_leaves_no_half_cell(tally, tmp_path, make_network):
     """Whichever write of a cell fails, it is not taken for done."""
-    request = CellRequest("cell", "cell", {"a": 1}, {})
+    request = CellRequest("cell", "cell", {"a": 1}, {}, ())
     weights = make_network().state_dict()
     outcome = Outcome({"row": {"acc": 0.5}, "history": []}, weights, 1.0)
     with (

@@ -49,7 +49,8 @@ AT_ONCE = 20.0  # seconds; what hangs for ever, or for MLflow's own timeouts, ta
 
 
 def request(number):
-    return CellRequest("cell", f"cell {number}", {"seed": number}, {"seed": number, "lr": 0.01})
+    about = {"seed": number, "lr": 0.01}
+    return CellRequest("cell", f"cell {number}", {"seed": number}, about, ())
 
 
 def history(number):
