@@ -891,7 +891,7 @@ def test_the_key_changes_with_the_inputs(inputs, monkeypatch):
     joint = make_joint(0, "shared", 1)
     keys += [key_of(make_joint(0, "shared", passes), inputs, None) for passes in (1, 2)]
     with monkeypatch.context() as patch:
-        patch.setattr(cells, "code_identity", lambda roots: {"code": "other"})
+        patch.setattr(key, "code_identity", lambda roots: {"code": "other"})
         keys.append(key_of(FREEZE, inputs))
     with monkeypatch.context() as patch:
         patch.setattr(torch, "get_num_threads", lambda: 64)

@@ -5,9 +5,7 @@ store lies in ``.permafrost/cells`` at the project's root, outside what DVC owns
 it honest: whatever changes the result changes the key.
 """
 
-import hashlib
 import json
-import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -28,7 +26,7 @@ from permafrost.artifacts import (
 from permafrost.errors import DamagedError, InputError
 from permafrost.machine import fingerprint, machine_tags
 from permafrost.processes import project_lock
-from permafrost.runs.key import code_identity
+from permafrost.runs.key import is_fresh_wanted, result_key
 from permafrost.runs.outcome import OnEpoch, Outcome, row_facts
 from permafrost.runs.rows import first_task_row, further_row, row_accuracies
 from permafrost.strategies import Progress
@@ -77,9 +75,7 @@ class CellRequest:
     @property
     def key(self) -> str:
         """Return the cell's key, 32 hexadecimal digits."""
-        whole = {"kind": self.kind, "identity": self.identity} | code_identity(self.code)
-        text = json.dumps(whole, sort_keys=True, allow_nan=False)
-        return hashlib.sha256(text.encode()).hexdigest()[:32]
+        return result_key({"kind": self.kind, "identity": self.identity}, self.code)
 
 
 class CellStore:
@@ -120,7 +116,7 @@ class CellStore:
         """
         key = request.key
         with self._lock_or_wait(key, request.name):
-            if os.environ.get("PERMAFROST_FRESH", "0") not in ("", "0"):
+            if is_fresh_wanted():
                 shutil.rmtree(self.folder / key, ignore_errors=True)
                 return self._train(request, key, train, None, on_epoch)
             stored = self._unless_damaged(self.load, key)

@@ -107,7 +107,6 @@ def run_settings(params: Params, device: torch.device) -> Settings:
         **params.model.model_dump(exclude={"head"}),
         train=training_config(params, device),
         keep=keep_config(params),
-        freeze_batch_norm=params.freeze.batch_norm,
     )
 
 

@@ -1,5 +1,8 @@
-"""What the code that a run can reach is: a part of the run's key."""
+"""The key of a result: the hash of all that it depends on, the code that it reaches among it."""
 
+import hashlib
+import json
+import os
 import sys
 from collections.abc import Iterable
 from functools import cache
@@ -41,3 +44,22 @@ def code_identity(roots: Iterable[str]) -> dict[str, Any]:
         "code": reach_digest(roots, sources),
         "distributions": sorted(name for name in found if name),
     }
+
+
+def result_key(identity: dict[str, Any], code: Iterable[str]) -> str:
+    """Return a key, 32 hexadecimal digits.
+
+    Parameters
+    ----------
+    identity : dict
+        All that the result depends on besides the code; JSON.
+    code : iterable of str
+        The modules that it starts from.
+    """
+    text = json.dumps(identity | code_identity(code), sort_keys=True, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def is_fresh_wanted() -> bool:
+    """Return whether ``PERMAFROST_FRESH`` says that all is to be made anew."""
+    return os.environ.get("PERMAFROST_FRESH", "0") not in ("", "0")

@@ -1,8 +1,5 @@
 """Results of stages that train nothing, kept under the hash of all that they depend on."""
 
-import hashlib
-import json
-import os
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -12,7 +9,7 @@ from torch import Tensor
 
 from permafrost.artifacts import load_tensors, save_tensors
 from permafrost.errors import DamagedError
-from permafrost.runs.key import code_identity
+from permafrost.runs.key import is_fresh_wanted, result_key
 
 Result = tuple[dict[str, Tensor], Any]
 
@@ -38,10 +35,8 @@ def obtain_result(
     make : callable
         Returns tensors by name, and anything that JSON can hold.
     """
-    text = json.dumps(identity | code_identity(code), sort_keys=True, allow_nan=False)
-    key = hashlib.sha256(text.encode()).hexdigest()[:32]
-    path = results_folder(root) / f"{key}.safetensors"
-    if path.exists() and os.environ.get("PERMAFROST_FRESH", "0") in ("", "0"):
+    path = results_folder(root) / f"{result_key(identity, code)}.safetensors"
+    if path.exists() and not is_fresh_wanted():
         try:
             return load_tensors(path)
         except DamagedError as error:

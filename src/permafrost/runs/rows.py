@@ -10,9 +10,7 @@ from permafrost.evaluation import (
     forgetting,
     forward_transfer,
 )
-
-# A phase after which an earlier task is answered by less than it was learned with.
-_PRUNING = "retrain"
+from permafrost.strategies.packnet import RETRAIN
 
 
 def accuracies(facts: dict[str, Any]) -> list[list[Accuracy | None] | None]:
@@ -76,7 +74,7 @@ def further_row(facts: dict[str, Any]) -> dict[str, Any]:
         derived[f"{name}_before"] = matrix[1][task]
         derived[f"{name}_init"] = matrix[0][task]
     for epoch in facts["history"]:
-        if epoch["phase"] == _PRUNING:  # R[t][t] is from before pruning; the last epoch counts
+        if epoch["phase"] == RETRAIN:  # R[t][t] is from before pruning; the last epoch counts
             pruned = accuracy_name(epoch["task"] - 2)
             derived[f"{pruned}_pruned"] = epoch[pruned]
     drift = facts.get("mean_drift", {})

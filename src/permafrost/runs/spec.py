@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from permafrost.evaluation import share
-from permafrost.freezing import BatchNormFreeze
 from permafrost.models import Head
 from permafrost.strategies.base import Keep
 from permafrost.training import TrainingConfig
@@ -74,8 +73,6 @@ class Settings:
         How a task is trained.
     keep : Keep
         How much methods keep of each task.
-    freeze_batch_norm : {"full", "affine", "none"}
-        What is frozen of a frozen filter's BatchNorm.
     """
 
     arch: str
@@ -83,4 +80,3 @@ class Settings:
     batch_norm: bool
     train: TrainingConfig
     keep: Keep
-    freeze_batch_norm: BatchNormFreeze
