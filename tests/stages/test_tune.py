@@ -24,8 +24,8 @@ from permafrost.stages import (
     visualize,
 )
 from permafrost.strategies import STRATEGIES
+from project import REPOSITORY
 
-REPOSITORY = Path(__file__).parent.parent
 TASKS = Path("data/tasks/0.safetensors")
 GRID = {
     "freeze": [{"pct": 0.25}, {"pct": 0.75}],
