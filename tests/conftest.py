@@ -283,6 +283,12 @@ def make_store(tmp_path, monkeypatch):
     return build
 
 
+@pytest.fixture
+def store(make_store):
+    """Return a store that tells no MLflow."""
+    return make_store()
+
+
 _count = itertools.count()
 
 

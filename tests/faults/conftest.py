@@ -11,6 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from edges import CPU, MILD
+from hostile_data import fill
+from permafrost.data import Batches
+from permafrost.strategies import Learner, Progress
+from permafrost.tracking import EXPERIMENTS, Tracker
 from workflow import Undisturbed, WatchedProject, run_undisturbed
 
 REPORT = Path(__file__).parents[2] / "metrics" / "torture.json"
@@ -88,6 +93,84 @@ def before_sweep(tmp_path_factory: pytest.TempPathFactory) -> WatchedProject:
     project = WatchedProject(tmp_path_factory.mktemp("prepared") / "project")
     project.run("dvc", "repro", "evaluate", "tune")
     return project
+
+
+@pytest.fixture(scope="session")
+def fresh(tmp_path_factory):
+    """Return a database as MLflow makes it, to be copied: making one takes seconds."""
+    root = tmp_path_factory.mktemp("fresh")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        for name in EXPERIMENTS:
+            Tracker(root).experiment_id(name)
+    return root / "mlflow.db"
+
+
+@pytest.fixture
+def make_root(tmp_path, monkeypatch):
+    """Return a builder of projects, with the tracking URI of each."""
+    for name in ("TRACKING_URI", "TRACKING_USERNAME", "TRACKING_PASSWORD", "TRACKING_TOKEN"):
+        monkeypatch.delenv(f"MLFLOW_{name}", raising=False)
+    monkeypatch.delenv("PERMAFROST_FRESH", raising=False)
+    count = iter(range(1000))
+
+    def build(uri=None):
+        root = tmp_path / f"project{next(count)}"
+        root.mkdir()
+        use(uri)
+        return root
+
+    def use(uri):
+        if uri is None:
+            monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        else:
+            monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+
+    build.use = use
+    return build
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Callable[[], Path]:
+    """Return a builder of good folders, each in a new parent that is outside of it."""
+    made = []
+
+    def build() -> Path:
+        made.append(tmp_path / str(len(made)) / "images")
+        return fill(made[-1])
+
+    return build
+
+
+@pytest.fixture
+def view(make_network):
+    """Return a builder of classifiers of the first task."""
+    return lambda **options: make_network(**options).view("shared", 0, 1)
+
+
+@pytest.fixture
+def batches(make_sequence):
+    """Return eight images of two classes."""
+    sequence = make_sequence()
+    return Batches(sequence.tasks[0].train, sequence.normalization, CPU)
+
+
+@pytest.fixture
+def learn(make_strategy, learn_first, keep):
+    """Return a function that learns the second task, or all jointly; returns the progress."""
+
+    def run(network, sequence, name, config, head="shared", first=MILD, masks=None):
+        strategy = make_strategy(name, head, masks) if masks else make_strategy(name, head)
+        learner = Learner(sequence, config, head=head, seed=0, device=CPU, keep=keep)
+        progress = Progress(0, [learner.measure(network, 0)])
+        if strategy.continues:
+            progress.memory = learn_first(network, sequence, first, strategy)
+            progress.rows.append(learner.measure(network, 1))
+            progress.learned = 1
+        strategy.learn(learner, network, progress)
+        return progress
+
+    return run
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

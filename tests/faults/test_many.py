@@ -6,8 +6,8 @@ from contextlib import suppress
 import psutil
 import pytest
 
+from mlflow_faults import WRONG, never, serve
 from project import wait_for
-from test_tracking import WRONG, never, serve
 from workflow import SMALL, WatchedProject, running_stage
 
 pytestmark = pytest.mark.workflow

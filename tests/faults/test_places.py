@@ -8,16 +8,16 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from mlflow_faults import RealServer, runs_of
 from permafrost.cli import app
 from permafrost.tracking import CELLS, VARIANTS, RunRecord, Tracker
 from permafrost.tracking.place import Place
-from test_tracking import RealServer, fresh, make_root, runs_of  # noqa: F401
 
 KEPT = {"written": 0, "deleted": 0, "kept": 1}
 
 
 @pytest.fixture
-def on_server(make_root, fresh, monkeypatch):  # noqa: F811
+def on_server(make_root, fresh, monkeypatch):
     """Return a project that logs to a database outside of it, and that database."""
     server, root = make_root(), make_root()
     shutil.copy(fresh, server / "mlflow.db")
@@ -188,7 +188,7 @@ def test_a_partial_record_fills_gaps_only(on_server):
 
 
 @pytest.fixture
-def with_picture(make_root, fresh, tmp_path):  # noqa: F811
+def with_picture(make_root, fresh, tmp_path):
     """Return a project with a run that has pictures, and the record of that run."""
     root = make_root()
     shutil.copy(fresh, root / "mlflow.db")
@@ -275,7 +275,7 @@ def server(tmp_path_factory):
     started.kill()
 
 
-def test_a_copy_and_a_move_on_a_real_server(server, make_root, tmp_path):  # noqa: F811
+def test_a_copy_and_a_move_on_a_real_server(server, make_root, tmp_path):
     root = make_root(server.uri)
     picture = tmp_path / "picture.png"
     picture.write_bytes(b"a picture")

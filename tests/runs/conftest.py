@@ -1,0 +1,23 @@
+"""What tests of runs share: the inputs of small cells."""
+
+import dataclasses
+
+import pytest
+
+from permafrost.experiment import CellInputs, new_network
+from small_cells import make_knowledge, make_params, unread
+
+
+@pytest.fixture
+def inputs(make_sequence):
+    """Return inputs without what stage consolidate writes."""
+    first = new_network(make_params(), 0).state_dict()
+    return CellInputs(make_sequence(validation=2), "tasks", first, "first", unread)
+
+
+@pytest.fixture
+def informed(inputs):
+    """Return inputs with what stage consolidate writes."""
+    network = new_network(make_params(), 0)
+    known = make_knowledge(make_params(), inputs.tasks, network)
+    return dataclasses.replace(inputs, read_knowledge=lambda: known)

@@ -1,0 +1,46 @@
+"""The learner: trainings in several phases resume to the same bits."""
+
+import copy
+
+import pytest
+
+from lessons import CPU, HEADS, SGD, learn, make_lesson, penalty_memory
+from permafrost.strategies import Learner
+from permafrost.strategies.replay import buffer_memory
+
+
+@pytest.mark.parametrize(
+    ("name", "head"),
+    [
+        *((name, "multi") for name in ("replay", "packnet", "critical_layer", "freeze_ewc")),
+        *(("si", head) for head in HEADS),
+    ],
+)
+def test_a_training_resumes_to_the_same_bits(
+    make_stirred, make_sequence, make_strategy, same_bits, name, head
+):
+    """In several phases, in a network that is otherwise new."""
+    sequence, stored = make_sequence(tasks=3), []
+    strategy = make_strategy(name, head)
+    network = make_stirred(tasks=3, width=0.03)
+    lesson = make_lesson(network, sequence, 0)
+    memory = {"replay": buffer_memory, "packnet": lambda _: {}, "critical_layer": lambda _: {}}.get(
+        name, lambda lesson: penalty_memory(lesson.network)
+    )(lesson)
+    straight = learn(
+        strategy,
+        network,
+        sequence,
+        memory=memory,
+        on_epoch=lambda progress: stored.append(copy.deepcopy(progress)),
+    )
+    assert len(stored) == len(straight.history) >= 4
+    for progress in stored[::3]:
+        again = make_stirred(tasks=3, width=0.03, seed=8)
+        course = Learner(sequence, SGD, head=head, seed=0, device=CPU)
+        while progress.learned < 3:
+            course.learn_task(again, strategy, progress)
+        assert same_bits(again.state_dict(), network.state_dict())
+        assert progress.history == straight.history
+        assert progress.rows == straight.rows
+        assert same_bits(progress.memory, straight.memory)
