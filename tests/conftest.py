@@ -1,9 +1,11 @@
 """What the tests share: one thread, and tasks, networks and strategies that train in a moment."""
 
 import copy
+import enum
 import gc
 import importlib
 import itertools
+import re
 import signal
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -43,6 +45,8 @@ from project import Project
 WORKFLOWS = {"project", "undisturbed", "before_sweep"}  # fixtures that have run a whole one
 LONGEST = ("test_kill.py", "test_disk.py", "test_pipeline.py", "test_stages.py")
 
+PLAIN = str | bytes | float | int | complex | re.Pattern | enum.Enum  # has a name of its own
+
 
 def pytest_addoption(parser):
     """Add the long form of the table of networks."""
@@ -58,6 +62,31 @@ def pytest_collection_modifyitems(items):
             item.add_marker("workflow")
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs a CUDA GPU"))
+
+
+def pytest_make_parametrize_id(val):
+    """Call a list, a dict and the like in a test's name by what they hold, not by a number."""
+    if val is None or hasattr(val, "__name__") or isinstance(val, PLAIN):
+        return None  # pytest has a name
+    text = in_words(val).encode("unicode_escape").decode()
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def in_words(value):
+    if value is None or isinstance(value, PLAIN):
+        return str(value)
+    if isinstance(value, dict):
+        return ",".join(f"{name}={in_words(part)}" for name, part in value.items()) or "empty"
+    if isinstance(value, list | tuple | set):
+        words = [in_words(part) for part in value]
+        return ",".join(sorted(words) if isinstance(value, set) else words) or "empty"
+    if isinstance(value, torch.dtype | torch.memory_format):
+        return str(value).removeprefix("torch.")
+    if isinstance(value, torch.Tensor):
+        return f"{in_words(value.dtype)} {'x'.join(map(str, value.shape))}"
+    if isinstance(value, BaseException):
+        return f"{type(value).__name__} {value}".rstrip()
+    return getattr(value, "__name__", type(value).__name__)
 
 
 def pytest_sessionfinish():

@@ -234,7 +234,9 @@ def test_pictures_of_a_convolution_with_its_activation():
 
 
 @pytest.mark.parametrize("method", ["fullgrad", "gradcam", "integrated_gradients"])
-@pytest.mark.parametrize("wrap", [lambda x: (x, None), lambda x: {"logits": x}])
+@pytest.mark.parametrize(
+    "wrap", [lambda x: (x, None), lambda x: {"logits": x}], ids=["tuple", "dict"]
+)
 def test_outputs_that_are_no_tensor_are_refused(method, wrap):
     class Wrapped(nn.Module):
         def forward(self, x):
@@ -247,7 +249,11 @@ def test_outputs_that_are_no_tensor_are_refused(method, wrap):
 
 
 @pytest.mark.parametrize("method", ["fullgrad", "simple_fullgrad", "smooth_fullgrad", "gradcam"])
-@pytest.mark.parametrize("targets", [[0, 1], (0, 1), TARGETS.int(), TARGETS.numpy()])
+@pytest.mark.parametrize(
+    "targets",
+    [[0, 1], (0, 1), TARGETS.int(), TARGETS.numpy()],
+    ids=["list", "tuple", "Tensor", "ndarray"],
+)
 def test_targets_may_be_a_sequence(method, targets):
     torch.manual_seed(0)
     model = network(nn.Conv2d(3, 6, 3))

@@ -36,7 +36,11 @@ def test_what_passes_the_same_values_on_does_not_part_a_pair(between):
     assert batch_norm_after(Net(between)) == {"first": "bn1", "second": "bn2"}
 
 
-@pytest.mark.parametrize("between", [nn.ReLU(inplace=True), nn.ReLU(), lambda x: x + 1])
+@pytest.mark.parametrize(
+    "between",
+    [nn.ReLU(inplace=True), nn.ReLU(), lambda x: x + 1],
+    ids=["ReLU in place", "ReLU", "sum"],
+)
 def test_what_changes_the_values_parts_a_pair(between):
     assert batch_norm_after(Net(between)) == {"second": "bn2"}
 

@@ -182,7 +182,11 @@ def test_a_criterion_is_at_home_where_it_is_defined():
     assert CRITERIA.home("relevance") == "permafrost.ranking.relevance"
 
 
-@pytest.mark.parametrize("use", [check_criterion, lambda name: score_filters(name, Evidence({}))])
+@pytest.mark.parametrize(
+    "use",
+    [check_criterion, lambda name: score_filters(name, Evidence({}))],
+    ids=["check_criterion", "score_filters"],
+)
 def test_unknown_criteria(use):
     with pytest.raises(
         InputError, match=r"'magnitud' is unknown: .*mse.*taylor.*random, magnitude, .*, or mod"
