@@ -20,7 +20,7 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Project:
 
 
 @pytest.fixture
-def project(original: Project, monkeypatch: pytest.MonkeyPatch) -> Project:
+def clone(original: Project, monkeypatch: pytest.MonkeyPatch) -> Project:
     original.run("git", "checkout", "-q", "--", ".")
     monkeypatch.chdir(original.folder)
     return original
@@ -47,31 +47,31 @@ def refusal(*command: str) -> str:
         ({"split": {"dataset": "cifar100", "root": "params.yaml"}}, ["split.root", "folder"]),
     ],
 )
-def test_parameters(project: Project, change: dict[str, object], words: list[str]) -> None:
+def test_parameters(clone: Project, change: dict[str, object], words: list[str]) -> None:
     """What `check` alone sees; test_params.py has what a params.yaml by itself may not say."""
-    project.change(change)
+    clone.change(change)
     line = refusal("check")
     for word in words:
         assert word in line, line
 
 
-def test_parameters_are_checked_by_every_stage(project: Project) -> None:
-    project.change({"freeze": {"pct": 1.5}})
+def test_parameters_are_checked_by_every_stage(clone: Project) -> None:
+    clone.change({"freeze": {"pct": 1.5}})
     for stage in STAGES:
         assert "freeze.pct" in refusal(*command_of(stage)[1:])
 
 
-def test_missing_params_file(project: Project) -> None:
+def test_missing_params_file(clone: Project) -> None:
     Path("params.yaml").unlink()
     assert "params.yaml: not found" in refusal("check")
 
 
-def test_unknown_profile(project: Project) -> None:
+def test_unknown_profile(clone: Project) -> None:
     known = "demo, methods, paper, photos, sequence, split-digits, tables"
     assert known in refusal("profile", "papers")
 
 
-def test_edited_parameters_are_not_overwritten(project: Project) -> None:
+def test_edited_parameters_are_not_overwritten(clone: Project) -> None:
     """Those of a test's project are edited."""
     line = refusal("profile", "tables")
     assert "params.yaml: has been edited; `permafrost profile tables --force`" in line
@@ -85,7 +85,7 @@ def test_edited_parameters_are_not_overwritten(project: Project) -> None:
 
 @pytest.mark.parametrize("answer", ["n\n", "y\n"])
 def test_edited_parameters_are_asked_for(
-    project: Project, answer: str, monkeypatch: pytest.MonkeyPatch
+    clone: Project, answer: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = Path("params.yaml").read_bytes()
     monkeypatch.setattr(cli, "_can_ask", lambda: True)
@@ -96,7 +96,7 @@ def test_edited_parameters_are_asked_for(
 
 
 @pytest.mark.parametrize("key", ["seeds", "profile", "train", "split.tasks", "sweep.heads", "tune"])
-def test_keys_that_dvc_looks_for(project: Project, key: str) -> None:
+def test_keys_that_dvc_looks_for(clone: Project, key: str) -> None:
     """Ours would be a default; DVC has none."""
     yaml, section = YAML(), key.split(".")[:-1]
     values = yaml.load(Path("params.yaml"))
@@ -105,7 +105,7 @@ def test_keys_that_dvc_looks_for(project: Project, key: str) -> None:
     assert f"params.yaml: has no {key}, which dvc.yaml reads" in refusal("check")
 
 
-def test_empty_parameters(project: Project) -> None:
+def test_empty_parameters(clone: Project) -> None:
     Path("params.yaml").write_text("{}\n")
     assert "which dvc.yaml reads; `permafrost profile`" in refusal("check")
 
@@ -120,31 +120,29 @@ def test_advice_outside_of_a_clone_leads_into_one(
         assert "permafrost profile" not in line
 
 
-def test_copy_without_git(
-    project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    shutil.copytree(project.folder, tmp_path / "copy", ignore=shutil.ignore_patterns(".git"))
+def test_copy_without_git(clone: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(clone.folder, tmp_path / "copy", ignore=shutil.ignore_patterns(".git"))
     monkeypatch.chdir(tmp_path / "copy")
     assert "git" in refusal("check")
 
 
 def test_outside_of_a_project(
-    project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    clone: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copy("params.yaml", tmp_path)
     monkeypatch.chdir(tmp_path)
     assert "no DVC project" in refusal("check")
 
 
-def test_missing_inputs_of_a_stage(project: Project) -> None:
+def test_missing_inputs_of_a_stage(clone: Project) -> None:
     assert "data/tasks/0.safetensors: not found" in refusal("train_first", "--seed", "0")
     assert "models/path_integral/0.safetensors: not found" in refusal("consolidate", "--seed", "0")
     assert "metrics/tune.json: not found" in refusal("sweep")
 
 
 @pytest.fixture
-def photos(project: Project) -> Path:
-    root = project.folder / "data/images"
+def photos(clone: Project) -> Path:
+    root = clone.folder / "data/images"
     shutil.rmtree(root, ignore_errors=True)
     for part, count in (("train", 3), ("test", 1)):
         for name in "abcd":
@@ -154,8 +152,8 @@ def photos(project: Project) -> Path:
                 Image.new("RGB", (40, 36), (10 * index, ord(name), 99)).save(
                     folder / f"{index}.png"
                 )
-    project.change({"split": {"dataset": "image_folder", "root": "data/images"}})
-    project.change({"split": {"classes_per_task": 2, "validation": 0.0}})
+    clone.change({"split": {"dataset": "image_folder", "root": "data/images"}})
+    clone.change({"split": {"classes_per_task": 2, "validation": 0.0}})
     return root
 
 
@@ -178,29 +176,29 @@ def test_class_with_too_few_images(photos: Path) -> None:
     assert "too few" in line
 
 
-def test_more_classes_than_there_are(project: Project, photos: Path) -> None:
-    project.change({"split": {"classes_per_task": 3}})
+def test_more_classes_than_there_are(clone: Project, photos: Path) -> None:
+    clone.change({"split": {"classes_per_task": 3}})
     assert "split.classes_per_task" in refusal("check")
 
 
-def test_altered_archive(project: Project) -> None:
-    folder = project.folder / "data/archives"
+def test_altered_archive(clone: Project) -> None:
+    folder = clone.folder / "data/archives"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "cifar-100-python.tar.gz").write_bytes(b"not the archive")
-    project.change({"split": {"dataset": "cifar100", "root": "data/archives"}})
+    clone.change({"split": {"dataset": "cifar100", "root": "data/archives"}})
     line = refusal("check")
     assert "cifar-100-python.tar.gz" in line
     assert "md5" in line
     shutil.rmtree(folder)
 
 
-def test_download_without_network(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_download_without_network(clone: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     def no_network(*_: object, **__: object) -> None:
         raise OSError("Network is unreachable")
 
     monkeypatch.setattr("torchvision.datasets.utils.download_url", no_network)
-    (project.folder / "data").mkdir(exist_ok=True)
-    project.change({"split": {"dataset": "cifar100", "root": "data/archives"}})
+    (clone.folder / "data").mkdir(exist_ok=True)
+    clone.change({"split": {"dataset": "cifar100", "root": "data/archives"}})
     line = refusal("check")
     assert "cifar-100-python.tar.gz" in line
     assert "put it into" in line
@@ -227,14 +225,14 @@ def test_a_fault_of_the_program_is_not_hidden() -> None:
         raise RuntimeError("a fault")
 
 
-def test_a_file_that_a_copy_would_lack_is_told(project: Project) -> None:
+def test_a_file_that_a_copy_would_lack_is_told(clone: Project) -> None:
     own = Path("custom/new.py")
     own.write_text("x = 1\n")
     try:
         result = CliRunner().invoke(app, ["check"])
         assert result.exit_code == 0
         assert "custom/new.py: unknown to git; `git add` it before" in result.output
-        project.run("git", "add", "custom/new.py")
+        clone.run("git", "add", "custom/new.py")
         assert "unknown to git" not in CliRunner().invoke(app, ["check"]).output
     finally:
-        project.run("git", "rm", "-qf", "custom/new.py")
+        clone.run("git", "rm", "-qf", "custom/new.py")
