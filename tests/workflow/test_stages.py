@@ -88,20 +88,27 @@ def test_damaged_artifacts_are_refused(project: Project) -> None:
     path.write_bytes(whole)
 
 
-def test_trials_choose_the_frozen_share(project: Project) -> None:
+@pytest.fixture(scope="module")
+def tried(project: Project) -> set[str]:
+    """Return the trainings by which stage tune has chosen between two shares."""
     cells = project.cells()
     project.change({"tune": {"freeze": [{"pct": 0.25}, {"pct": 0.75}]}})
     project.run("permafrost", "tune")
+    return project.cells() - cells
+
+
+def test_trials_choose_the_frozen_share(project: Project, tried: set[str]) -> None:
     choice = project.read("metrics/tune.json")["heads"]["shared"]["freeze"]
     trials = choice["trials"]
     assert [trial["hyper"] for trial in trials] == [{"pct": 0.25}, {"pct": 0.75}]
     best = max(trials, key=lambda trial: trial["acc_mean"])
     assert choice["chosen"] == best["hyper"]
-    assert project.cells() - cells == {trial["key"] for trial in trials}
+    assert tried == {trial["key"] for trial in trials}
     assert project.tags("permafrost-trials", "key") == {trial["key"]: 1 for trial in trials}
     assert project.tags("permafrost-trials", "kind") == {"trial": 2}
 
 
+@pytest.mark.usefixtures("tried")
 def test_gc_deletes_only_unused_trainings(project: Project) -> None:
     used = {row["key"] for row in project.read("metrics/sweep.json")}
     choice = project.read("metrics/tune.json")["heads"]["shared"]["freeze"]
