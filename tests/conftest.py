@@ -43,7 +43,10 @@ from permafrost.strategies import (
 from project import Project
 
 WORKFLOWS = {"project", "undisturbed", "before_sweep"}  # fixtures that have run a whole one
-LONGEST = ("test_kill.py", "test_disk.py", "test_pipeline.py", "test_stages.py")
+LONGEST = (
+    *("test_kill.py", "test_disk.py", "test_pipeline.py", "test_stages.py"),
+    *("test_three_tasks.py", "test_extend.py", "test_unequal_tasks.py"),
+)
 
 PLAIN = str | bytes | float | int | complex | re.Pattern | enum.Enum  # has a name of its own
 

@@ -221,7 +221,7 @@ def test_a_failed_training_lets_go_of_its_cell(store):
     assert store.obtain(REQUEST, trivial)["row"]["acc_task1"] == 0.5
 
 
-def test_the_training_is_given_its_progress(store, inputs):
+def test_the_training_is_given_its_progress(store):
     """What a checkpoint holds comes back: rows, weights, history, matrix."""
     progress = Progress(
         learned=2,
