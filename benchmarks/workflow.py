@@ -25,17 +25,17 @@ _MANY = {
 
 @contextmanager
 def workflow_jobs() -> Iterator[list[Job]]:
-    """Yield `dvc repro` with nothing to do, with few cells and with 300, and the command's help."""
+    """Yield `dvc repro` with nothing to do, with few runs and with 300, and the command's help."""
     with tempfile.TemporaryDirectory() as folder:
         few, many = (Project(Path(folder) / name) for name in ("few", "many"))
         many.change(_MANY)
         for project in (few, many):
             project.run("dvc", "repro")
-        cells = len(many.read("metrics/sweep.json"))
+        runs = len(many.read("metrics/sweep.json"))
         yield [
             Job("no-op dvc repro", lambda: few.run("dvc", "repro"), target="at most 5 s"),
             Job(
-                f"no-op dvc repro, {cells} cells",
+                f"no-op dvc repro, {runs} runs",
                 lambda: many.run("dvc", "repro"),
                 target="at most 6 s",
             ),

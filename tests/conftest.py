@@ -14,9 +14,9 @@ import pytest
 import torch
 
 from permafrost import registry
-from permafrost.cells import CellStore
 from permafrost.data import LabeledImages, Normalization, Task, TaskSequence
 from permafrost.models import build_network
+from permafrost.runs.store import RunStore
 from permafrost.strategies import (
     INTEGRAL,
     CriticalLayer,
@@ -308,7 +308,7 @@ def make_store(tmp_path, monkeypatch):
     monkeypatch.delenv("PERMAFROST_FRESH", raising=False)
 
     def build(name="project"):
-        store = CellStore(tmp_path / name)
+        store = RunStore(tmp_path / name)
         store.tracker = FakeTracker()
         return store
 

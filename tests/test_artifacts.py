@@ -12,17 +12,13 @@ from permafrost.artifacts import (
     file_digest,
     load_json,
     load_record,
-    load_state,
-    load_tasks,
-    load_tensors,
     require,
     save_json,
     save_record,
-    save_tasks,
-    save_tensors,
     write_atomically,
 )
 from permafrost.errors import DamagedError, InputError
+from permafrost.tensors import load_state, load_tasks, load_tensors, save_tasks, save_tensors
 
 TENSORS = {
     "weights": torch.arange(24.0).reshape(2, 3, 2, 2).to(memory_format=torch.channels_last),

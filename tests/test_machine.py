@@ -3,7 +3,7 @@
 import torch
 
 from permafrost.machine import machine_identity
-from small_cells import CPU
+from small_runs import CPU
 
 
 def test_machine_identity():

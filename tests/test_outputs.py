@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from permafrost.artifacts import save_record
-from permafrost.cells import CellStore
 from permafrost.errors import InputError
 from permafrost.outputs import runs_of_outputs
+from permafrost.runs.store import RunStore
 from permafrost.tracking import RunRecord
 from permafrost.variants import variant_records
 from project import Project, stages_run
@@ -45,7 +45,7 @@ def clone(project: Project, tmp_path: Path) -> Iterator[Project]:
 
 
 def stored(project: Project) -> dict[str, RunRecord]:
-    store = CellStore(project.folder)
+    store = RunStore(project.folder)
     return {record.key: record for record in store.run_records() + variant_records(store)}
 
 

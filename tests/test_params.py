@@ -6,7 +6,8 @@ import pytest
 from ruamel.yaml import YAML
 
 from permafrost.errors import InputError
-from permafrost.params import Params, load_params
+from permafrost.names import load_checked
+from permafrost.params import Params
 from permafrost.strategies import STRATEGIES
 
 PROFILES = sorted((Path(__file__).parents[1] / "profiles").glob("*.yaml"))
@@ -19,7 +20,7 @@ def load(tmp_path):
     def load(content):
         path = tmp_path / "params.yaml"
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
-        return load_params(path)
+        return load_checked(path)
 
     return load
 
@@ -54,18 +55,19 @@ def test_there_are_profiles():
 
 @pytest.mark.parametrize("path", PROFILES, ids=lambda path: path.stem)
 def test_a_profile_says_what_is_loaded(path):
-    params, written = load_params(path), plain(path)
+    params, written = load_checked(path), plain(path)
     assert params.model_dump() == written
     assert params.profile == path.stem
 
 
 @pytest.mark.parametrize("path", PROFILES, ids=lambda path: path.stem)
 def test_every_key_of_the_schema_stands_in_every_profile(path):
-    assert keys(plain(path)) == keys(Params().model_dump())
+    tuned = {name: [made.defaults()] for name, made in STRATEGIES.items() if made.hyper}
+    assert keys(plain(path)) == keys(Params(tune=tuned).model_dump())
 
 
 def test_the_paper_profile_is_the_posts_protocol():
-    params = load_params(next(path for path in PROFILES if path.stem == "paper"))
+    params = load_checked(next(path for path in PROFILES if path.stem == "paper"))
     split, model, train = params.split, params.model, params.train
     assert (split.dataset, split.classes_per_task, split.tasks) == ("cifar100", 10, 2)
     assert split.selection == "first"
@@ -79,7 +81,7 @@ def test_the_paper_profile_is_the_posts_protocol():
 
 
 def test_the_demo_profile_needs_nothing():
-    params = load_params(next(path for path in PROFILES if path.stem == "demo"))
+    params = load_checked(next(path for path in PROFILES if path.stem == "demo"))
     assert (params.split.dataset, params.split.classes_per_task) == ("digits", 5)
     assert not params.train.flip
 
@@ -103,7 +105,7 @@ def test_numbers(load, text, value):
 
 
 def test_a_whole_share_is_the_same_number_however_it_is_written(load):
-    """Else one cell would have two keys."""
+    """Else one run would have two keys."""
     one, other = load("freeze: {pct: 1}"), load("freeze: {pct: 1.0}")
     assert repr(one.model_dump()) == repr(other.model_dump())
 
@@ -179,7 +181,7 @@ BAD = {
         ["sweep.metrics:", "'js' is not ranked", "mse, pearson, random, magnitude"],
     ),
     "own metric that is nowhere": (
-        "rank: {metrics: ['no_such_module:f']}",
+        "rank: {metrics: ['no_such_module:f', mse]}",
         ["rank.metrics.0:", "no_such_module"],
     ),
     "unknown arch": ("model: {arch: vgg12}", ["model.arch:", "'vgg12'", "vgg11, vgg13, vgg16"]),
@@ -326,13 +328,11 @@ def test_the_least_and_the_greatest_value_may_be_tried(load):
                 assert params.tune[name] == [entry]
 
 
-def test_every_method_with_hyperparameters_can_be_tuned():
-    tuned = {name for name, made in STRATEGIES.items() if made.hyper}
-    assert set(Params().tune) == tuned
-    for name in tuned:
-        (entry,) = Params().tune[name]
-        bounds = STRATEGIES[name].hyper
-        assert all(low <= entry[key] <= high for key, (low, high) in bounds.items())
+def test_the_defaults_of_hyperparameters_are_allowed():
+    for made in STRATEGIES.values():
+        assert made.defaults().keys() == made.hyper.keys()
+        for name, (low, high) in made.hyper.items():
+            assert low <= made.defaults()[name] <= high
 
 
 def test_trials(load):
@@ -364,13 +364,13 @@ def test_packnet_where_the_task_is_known(load, heads):
 
 def test_a_missing_file(tmp_path):
     with pytest.raises(InputError, match=r"params\.yaml: not found; .*cloned project") as caught:
-        load_params(tmp_path / "params.yaml")
+        load_checked(tmp_path / "params.yaml")
     assert len(str(caught.value).splitlines()) == 1
 
 
 def test_a_folder_in_the_files_place(tmp_path):
     with pytest.raises(InputError):
-        load_params(tmp_path)
+        load_checked(tmp_path)
 
 
 def test_a_root_makes_image_folder_valid(load):

@@ -2,9 +2,10 @@
 
 import dataclasses
 
-from permafrost.plan import CellSpec, grids, method_cell, sweep_cells
+from permafrost.plan import grids, method_run, sweep_runs
+from permafrost.runs.spec import RunSpec
 from permafrost.strategies import STRATEGIES
-from small_cells import FINETUNE, FREEZE, LWF, chosen_for, make_joint, make_params
+from small_runs import FINETUNE, FREEZE, LWF, chosen_for, make_joint, make_params
 
 
 def count(specs, **wanted):
@@ -20,7 +21,7 @@ def test_the_cells_of_a_sweep_by_hand():
             "heads": ["shared", "multi"],
         },
     )
-    specs = sweep_cells(params, chosen_for(params))
+    specs = sweep_runs(params, chosen_for(params))
     assert count(specs, strategy="freeze") == 2 * 3 * 2 * 3  # the chosen share is one of them
     assert count(specs, strategy="finetune") == 2 * 3
     assert count(specs, strategy="linear_probe") == 2 * 3
@@ -28,7 +29,7 @@ def test_the_cells_of_a_sweep_by_hand():
     assert count(specs, strategy="joint", head="expanding", hyper=(("passes", 2),)) == 3
     assert len(specs) == 36 + 6 + 6 + 18
     assert len(set(specs)) == len(specs)
-    assert CellSpec("freeze", 2, "multi", "random", 0.75) in specs
+    assert RunSpec("freeze", 2, "multi", "random", 0.75) in specs
     assert {(spec.metric, spec.pct) for spec in specs if spec.strategy != "freeze"} == {
         (None, None)
     }
@@ -37,12 +38,12 @@ def test_the_cells_of_a_sweep_by_hand():
 def test_the_cells_of_smaller_sweeps():
     sweep = {"strategies": ["joint"], "heads": ["expanding"]}
     params = make_params(sweep=sweep, split={"tasks": 3})
-    assert sweep_cells(params, chosen_for(params)) == [
+    assert sweep_runs(params, chosen_for(params)) == [
         make_joint(0, "expanding", 1),
         make_joint(0, "expanding", 3),
     ]
     params = make_params(sweep={"strategies": ["finetune"], "metrics": [], "pcts": []})
-    assert sweep_cells(params, chosen_for(params)) == [FINETUNE]
+    assert sweep_runs(params, chosen_for(params)) == [FINETUNE]
 
 
 def test_the_chosen_share_joins_those_of_the_sweep():
@@ -50,7 +51,7 @@ def test_the_chosen_share_joins_those_of_the_sweep():
     sweep["heads"] = ["shared", "multi"]
     params = make_params(sweep=sweep)
     chosen = {"shared": {"freeze": {"pct": 0.5}}, "multi": {"freeze": {"pct": 0.25}}}
-    found = [(s.head, s.metric, s.pct) for s in sweep_cells(params, chosen)]
+    found = [(s.head, s.metric, s.pct) for s in sweep_runs(params, chosen)]
     assert found == [
         ("shared", metric, pct) for metric in ("mse", "random") for pct in (0.25, 0.5, 0.75)
     ] + [("multi", metric, pct) for metric in ("mse", "random") for pct in (0.25, 0.75)]
@@ -71,7 +72,7 @@ def test_the_cells_of_the_other_methods():
     chosen["shared"]["freeze"]["pct"] = 0.375
     chosen["multi"]["freeze"]["pct"] = 0.625
     chosen["multi"]["freeze_ewc"]["strength"] = 7.0
-    specs = sweep_cells(params, chosen)
+    specs = sweep_runs(params, chosen)
     assert len(specs) == len(set(specs)) == len(others) * 2 * 2
     assert len({spec.name for spec in specs}) == len(specs)
     for spec in specs:
@@ -80,11 +81,11 @@ def test_the_cells_of_the_other_methods():
         freezes = spec.strategy in ("freeze_ewc", "freeze_lwf")
         share = chosen[spec.head]["freeze"]["pct"]
         assert (spec.metric, spec.pct) == (("random", share) if freezes else (None, None))
-        one = method_cell(params, spec.strategy, spec.seed, spec.head, chosen[spec.head])
+        one = method_run(params, spec.strategy, spec.seed, spec.head, chosen[spec.head])
         assert one == spec
-    assert CellSpec("freeze_ewc", 4, "multi", "random", 0.625, (("strength", 7.0),)) in specs
-    share = method_cell(params, "freeze", 3, "multi", chosen["multi"])
-    assert share == CellSpec("freeze", 3, "multi", "random", 0.625)
+    assert RunSpec("freeze_ewc", 4, "multi", "random", 0.625, (("strength", 7.0),)) in specs
+    share = method_run(params, "freeze", 3, "multi", chosen["multi"])
+    assert share == RunSpec("freeze", 3, "multi", "random", 0.625)
 
 
 def test_what_is_tried():
@@ -101,11 +102,11 @@ def test_what_is_tried():
 
 def test_names_of_cells():
     params = make_params(seeds=[0, 1])
-    specs = sweep_cells(params, chosen_for(params))
+    specs = sweep_runs(params, chosen_for(params))
     assert len({spec.name for spec in specs}) == len(specs)
     assert FREEZE.name == "freeze mse 50% shared seed 0"
     assert make_joint(1, "multi", 2).name == "joint passes 2 multi seed 1"
     assert LWF.name == "lwf temperature 2 weight 0.5 shared seed 0"
     both = dataclasses.replace(FREEZE, strategy="freeze_ewc", hyper=(("strength", 1e-3),))
     assert both.name == "freeze_ewc mse 50% strength 0.001 shared seed 0"
-    assert CellSpec("freeze", 0, "multi", "mse", 0.0).name == "freeze mse 0% multi seed 0"
+    assert RunSpec("freeze", 0, "multi", "mse", 0.0).name == "freeze mse 0% multi seed 0"

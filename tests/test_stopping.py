@@ -18,7 +18,7 @@ from permafrost.data import Batches
 from permafrost.data.datasets import load_dataset
 from permafrost.explain import visualize_filters
 from permafrost.images import images_digest
-from permafrost.params import load_params
+from permafrost.names import load_checked
 from permafrost.processes import stop_all
 from permafrost.stages import report
 from permafrost.training import TrainingConfig, fit
@@ -91,7 +91,7 @@ def read_images(batches, folder):
 
 
 def hash_images(batches, folder):
-    params = load_params(REPOSITORY / "params.yaml")
+    params = load_checked(REPOSITORY / "params.yaml")
     split = params.split.model_copy(update={"dataset": "image_folder", "root": str(folder)})
     images_digest(params.model_copy(update={"split": split}), folder)
 

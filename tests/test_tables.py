@@ -1,4 +1,4 @@
-"""Tables: numbers in percent, groups in order, and cells that cannot break out of the table."""
+"""Tables: numbers in percent, groups in order, and runs that cannot break out of the table."""
 
 from permafrost.evaluation import Interval, share
 from permafrost.tables import accuracy_table, groups, markdown, measure, percent

@@ -1,23 +1,22 @@
-"""The formats on disk: safetensors and JSON, written whole or not at all, checked when read."""
+"""The formats on disk: safetensors and JSON, written whole or not at all, checked when read.
+
+Without PyTorch, which takes seconds to import; :mod:`permafrost.tensors` has its tensors.
+"""
 
 import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
-import torch
+import numpy as np
+from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as serialise
-from torch import Tensor
 
-from permafrost.data import LabeledImages, Normalization, Task, TaskSequence
 from permafrost.errors import DamagedError, InputError
-
-_PARTS = ("train", "validation", "test")
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -96,14 +95,14 @@ def load_json(path: Path) -> Any:
     except FileNotFoundError:
         raise InputError(f"{path}: not found; run the stage that writes it (dvc repro)") from None
     except ValueError:
-        raise DamagedError(f"{path}: is no valid JSON; {_REBUILD}") from None
+        raise DamagedError(f"{path}: is no valid JSON; {REBUILD}") from None
 
 
 def _no_number(name: str) -> NoReturn:
     raise ValueError(f"{name} is no number of JSON")
 
 
-_REBUILD = "it is damaged: delete it by `permafrost doctor --repair`, then run `dvc repro`"
+REBUILD = "it is damaged: delete it by `permafrost doctor --repair`, then run `dvc repro`"
 
 Record = dict[str, Any] | list[dict[str, Any]]
 
@@ -148,7 +147,7 @@ def _is_sealed(row: Any, place: int, rows: int, checksum: Any) -> bool:
         return False
 
 
-_HEADER, _CHECKSUM = "permafrost", "checksum"
+HEADER, _CHECKSUM = "permafrost", "checksum"
 
 
 def _checksum(row: Any, place: int, rows: int) -> str:
@@ -157,35 +156,31 @@ def _checksum(row: Any, place: int, rows: int) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def save_tensors(path: Path, tensors: Mapping[str, Tensor], about: Any = None) -> None:
-    """Write tensors as safetensors.
+# Of a tensor: its name, its dtype as PyTorch calls it, its shape and its bytes.
+Entry = tuple[str, str, list[int], memoryview]
+
+
+def tensors_header(entries: Iterable[Entry], about: Any) -> str:
+    """Return the header of a file of tensors, with its checksum.
 
     Parameters
     ----------
-    path : Path
-        Where to.
-    tensors : mapping of str to Tensor
-        By name; moved to the CPU.
-    about : object, optional
-        Anything JSON can hold, kept in the header.
+    entries : iterable of Entry
+        The tensors, in any order.
+    about : object
+        Anything JSON can hold.
     """
-    dense = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    header = {"about": about, _CHECKSUM: _tensors_checksum(dense, about)}
-    # One entry: safetensors writes several in a random order.
-    metadata = {_HEADER: json.dumps(header, sort_keys=True)}
-    write_atomically(path, serialise(dense, metadata=metadata))
-
-
-def _tensors_checksum(tensors: Mapping[str, Tensor], about: Any) -> str:
     digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"\0{name} {tensor.dtype} {list(tensor.shape)}\0".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+    for name, dtype, shape, content in sorted(entries, key=lambda entry: entry[0]):
+        digest.update(f"\0{name} {dtype} {shape}\0".encode())
+        digest.update(content)
+    return json.dumps({"about": about, _CHECKSUM: digest.hexdigest()}, sort_keys=True)
 
 
-def load_tensors(path: Path) -> tuple[dict[str, Tensor], Any]:
-    """Read what :func:`save_tensors` wrote: the tensors and ``about``.
+def read_tensors(
+    path: Path, framework: str, entry: Callable[[str, Any], Entry]
+) -> tuple[dict[str, Any], Any]:
+    """Read a file of tensors by one of safetensors' frameworks: the tensors and ``about``.
 
     Raises
     ------
@@ -196,35 +191,33 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], Any]:
     """
     try:
         path.open("rb").close()  # safetensors takes all that keeps it from opening for absence
-        with safe_open(path, framework="pt") as file:
-            header = json.loads((file.metadata() or {}).get(_HEADER, "{}"))
+        with safe_open(path, framework=framework) as file:
+            header = (file.metadata() or {}).get(HEADER, "{}")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        require(isinstance(header, dict), path, "is not what was written")
-        about = header.get("about")
-        whole = header.get(_CHECKSUM) == _tensors_checksum(tensors, about)
+        written = json.loads(header)
+        require(isinstance(written, dict), path, "is not what was written")
+        about = written.get("about")
+        whole = header == tensors_header((entry(*item) for item in tensors.items()), about)
         require(whole, path, "is not what was written")
         return tensors, about
     except FileNotFoundError:
         raise InputError(f"{path}: not found; run the stage that writes it (dvc repro)") from None
     except (SafetensorError, ValueError) as error:
-        raise DamagedError(f"{path}: {error}; {_REBUILD}") from None
+        raise DamagedError(f"{path}: {error}; {REBUILD}") from None
 
 
-def load_state(path: Path, module: torch.nn.Module) -> None:
-    """Load saved weights into a network of the same structure.
+def load_arrays(path: Path) -> dict[str, NDArray[Any]]:
+    """Read tensors as NumPy's arrays; raise as :func:`read_tensors`."""
 
-    Raises
-    ------
-    InputError
-        If the file is damaged or holds another network.
-    """
-    tensors, _ = load_tensors(path)
-    try:
-        module.load_state_dict(tensors)
-    except RuntimeError:
-        raise InputError(
-            f"{path}: holds another network than params.yaml describes; run `dvc repro`"
-        ) from None
+    def entry(name: str, array: NDArray[Any]) -> Entry:
+        return (
+            name,
+            f"torch.{array.dtype}",
+            list(array.shape),
+            array.reshape(-1).view(np.uint8).data,
+        )
+
+    return read_tensors(path, "np", entry)[0]
 
 
 def file_digest(path: Path) -> str:
@@ -233,56 +226,7 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def save_tasks(path: Path, sequence: TaskSequence) -> None:
-    """Write a sequence of tasks: images, labels, classes and normalisation."""
-    tensors = {}
-    for index, task in enumerate(sequence.tasks):
-        for part in _PARTS:
-            images: LabeledImages = getattr(task, part)
-            tensors[f"{index}/{part}/images"] = images.images
-            tensors[f"{index}/{part}/labels"] = images.labels
-    save_tensors(
-        path,
-        tensors,
-        {
-            "classes": [list(task.classes) for task in sequence.tasks],
-            "mean": list(sequence.normalization.mean),
-            "std": list(sequence.normalization.std),
-        },
-    )
-
-
-def load_tasks(path: Path) -> TaskSequence:
-    """Read what :func:`save_tasks` wrote.
-
-    Raises
-    ------
-    InputError
-        If the file is damaged or holds something else.
-    """
-    tensors, about = load_tensors(path)
-    try:
-        tasks = tuple(
-            _task(tensors, index, tuple(classes)) for index, classes in enumerate(about["classes"])
-        )
-        return TaskSequence(tasks, Normalization(tuple(about["mean"]), tuple(about["std"])))
-    except (KeyError, TypeError, ValueError):
-        raise InputError(f"{path}: holds no tasks; {_REBUILD}") from None
-
-
-def _task(tensors: Mapping[str, Tensor], index: int, classes: tuple[str, ...]) -> Task:
-    parts = {}
-    for part in _PARTS:
-        images, labels = (tensors[f"{index}/{part}/{name}"] for name in ("images", "labels"))
-        if images.dtype != torch.uint8 or images.ndim != 4 or len(images) != len(labels):
-            raise ValueError("not a task's images")
-        if len(labels) and not (0 <= int(labels.min()) <= int(labels.max()) < len(classes)):
-            raise ValueError("not a task's labels")
-        parts[part] = LabeledImages(images, labels)
-    return Task(classes, **parts)
-
-
 def require(condition: bool, path: Path, what: str) -> None:
     """Raise a DamagedError that names the file unless the condition holds."""
     if not condition:
-        raise DamagedError(f"{path}: {what}; {_REBUILD}")
+        raise DamagedError(f"{path}: {what}; {REBUILD}")

@@ -7,23 +7,19 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from permafrost.artifacts import load_tasks
 from permafrost.data import DATASETS, TaskSequence
 from permafrost.dvc_notes import check_notes
 from permafrost.errors import InputError, printable
 from permafrost.images import images_digest, images_root, note_images
 from permafrost.interrupted import tell_interrupted
+from permafrost.names import load_checked
 from permafrost.params import Params
 from permafrost.paths import project_root
 from permafrost.registry import CUSTOM
+from permafrost.stages.shared import PARAMS, TASKS, find_custom, seed_file
 from permafrost.stages.split import make_tasks
-from permafrost.stages.workspace import (
-    PARAMS,
-    TASKS,
-    prepare_device,
-    read_params,
-    seed_file,
-)
+from permafrost.stages.workspace import prepare_device
+from permafrost.tensors import load_tasks
 from permafrost.training import resolve_precision
 
 
@@ -39,7 +35,8 @@ def check_all() -> str:
     InputError
         The first thing that is wrong, in one line.
     """
-    params = read_params()
+    find_custom(Path.cwd())
+    params = load_checked(PARAMS)
     root = project_root()
     _require_git(root)
     check_notes(root, repair=False)

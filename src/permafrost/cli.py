@@ -91,7 +91,7 @@ _SEED_STAGES = {
 _STAGES = {
     "evaluate": "Measure what is kept and what is learned.",
     "tune": "Choose each method's hyperparameters on validation images.",
-    "sweep": "Train every cell of the comparison.",
+    "sweep": "Train every run of the comparison.",
     "report": "Make the tables and plots.",
 }
 
@@ -229,16 +229,16 @@ def gc(
     yes: Annotated[bool, typer.Option("--yes", help="Delete without asking.")] = False,
 ) -> None:
     """Delete stored trainings that no result names, here or in a commit, branch or experiment."""
-    from permafrost.maintenance import delete_cells, describe_cells, unused_cells
+    from permafrost.maintenance import delete_runs, describe_runs, unused_runs
 
     with _clear_errors():
-        unused = unused_cells()
-        for line in describe_cells(unused):
+        unused = unused_runs()
+        for line in describe_runs(unused):
             typer.echo(line)
         question = f"Delete these {len(unused)} trainings, which no result names?"
         if unused and not yes and not typer.confirm(question):
             raise typer.Exit(1)
-        typer.echo(delete_cells(unused))
+        typer.echo(delete_runs(unused))
 
 
 @_command()

@@ -5,12 +5,12 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from permafrost.artifacts import load_record, load_tensors
-from permafrost.cells import CellStore
+from permafrost.artifacts import load_record
 from permafrost.errors import DamagedError, InputError
 from permafrost.machine import fingerprint
 from permafrost.paths import cached_files, project_root
-from permafrost.stages.workspace import (
+from permafrost.runs.store import RunStore
+from permafrost.stages.shared import (
     FIRST_RECORDS,
     FROZEN,
     SECOND_RECORDS,
@@ -18,9 +18,10 @@ from permafrost.stages.workspace import (
     TASKS,
     TUNE,
     VARIANT,
-    prepare_device,
     read_params,
 )
+from permafrost.stages.workspace import prepare_device
+from permafrost.tensors import load_tensors
 from permafrost.variants import variant_files
 
 
@@ -58,15 +59,15 @@ def check_files(*, repair: bool) -> str:
 def _damaged() -> list[Path]:
     """Return the stored files that are not what was written, and the folders of such trainings."""
     root = project_root()
-    store = CellStore(root)
-    cells = [store.folder / key for key in store.stored_keys() if not store.is_whole(key)]
-    return [*_damaged_artifacts(root), *cells, *_damaged_cache(root)]
+    store = RunStore(root)
+    runs = [store.folder / key for key in store.stored_keys() if not store.is_whole(key)]
+    return [*_damaged_artifacts(root), *runs, *_damaged_cache(root)]
 
 
 def _delete(path: Path) -> bool:
     """Delete a damaged file or training; return whether it is gone."""
     if path.is_dir():
-        CellStore(project_root()).delete(path.name)
+        RunStore(project_root()).delete(path.name)
     else:
         path.unlink(missing_ok=True)
     return not path.exists()

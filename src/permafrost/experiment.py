@@ -1,7 +1,7 @@
 """What each training that the parameters ask for is: its settings, its inputs and its key.
 
-The bridge from params.yaml to :mod:`permafrost.runs`: it turns a cell's description into a request
-that :mod:`permafrost.cells` can key, store and resume.
+The bridge from params.yaml to :mod:`permafrost.runs`: it turns a run's description into a request
+that :mod:`permafrost.runs.store` can key, store and resume.
 """
 
 import hashlib
@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from permafrost.cells import CellRequest, CellStore
 from permafrost.data import TaskSequence
 from permafrost.explain import SALIENCY_METHODS
 from permafrost.machine import machine_identity
@@ -23,7 +22,9 @@ from permafrost.ranking import CRITERIA, filters_of
 from permafrost.ranking.method import ExplainConfig
 from permafrost.runs import first_task, further_tasks
 from permafrost.runs.outcome import OnEpoch, Outcome
-from permafrost.runs.spec import CellSpec, Settings
+from permafrost.runs.spec import RunSpec, Settings
+from permafrost.runs.store import RunRequest, RunStore
+from permafrost.shown import shown_params, shown_training
 from permafrost.strategies import (
     INTEGRAL,
     STRATEGIES,
@@ -38,8 +39,8 @@ from permafrost.training import TrainingConfig, part_of, resolve_precision
 
 
 @dataclass(frozen=True)
-class CellInputs:
-    """What a cell of one seed starts from.
+class RunInputs:
+    """What a run of one seed starts from.
 
     Attributes
     ----------
@@ -64,7 +65,7 @@ class CellInputs:
     read_knowledge: Callable[[], Memory]
     kind: str = "cell"
 
-    def on_validation(self) -> "CellInputs":
+    def on_validation(self) -> "RunInputs":
         """Return the inputs with validation images in the place of the test images."""
         tasks = tuple(replace(task, test=task.validation) for task in self.tasks.tasks)
         return replace(self, tasks=replace(self.tasks, tasks=tasks), kind="trial")
@@ -122,7 +123,7 @@ def explain_config(params: Params) -> ExplainConfig:
 
 
 def train_first_task(
-    store: CellStore,
+    store: RunStore,
     params: Params,
     seed: int,
     tasks: TaskSequence,
@@ -138,7 +139,7 @@ def train_first_task(
         If the training diverges; nothing is stored of it.
     """
     settings = run_settings(params, device)
-    request = CellRequest(
+    request = RunRequest(
         kind="first_task",
         name=f"first task seed {seed}",
         identity=_common_identity(params, seed, tasks_digest, device),
@@ -197,30 +198,30 @@ def knowledge_name(strategy: type[Strategy]) -> str | None:
     return None if make is None else f"{make.__module__}.{make.__qualname__}"
 
 
-def train_cell(
-    store: CellStore,
+def train_run(
+    store: RunStore,
     params: Params,
-    spec: CellSpec,
-    inputs: CellInputs,
+    spec: RunSpec,
+    inputs: RunInputs,
     masks: Masks | None,
     device: torch.device,
     on_epoch: OnEpoch | None = None,
 ) -> dict[str, Any]:
-    """Train a cell, or find it stored; return its record.
+    """Train a run, or find it stored; return its record.
 
     A training that diverges is a record too: the row's ``status`` is ``failed`` and its ``error``
     says where; it has no accuracies.
 
     Parameters
     ----------
-    store : CellStore
-        Where cells lie.
+    store : RunStore
+        Where runs lie.
     params : Params
         All parameters.
-    spec : CellSpec
-        Which cell.
-    inputs : CellInputs
-        Of the cell's seed.
+    spec : RunSpec
+        Which run.
+    inputs : RunInputs
+        Of the run's seed.
     masks : mapping of str to Tensor of bool, or None
         The filters to freeze before the second task; strategies that freeze ranked filters only.
     device : torch.device
@@ -230,7 +231,7 @@ def train_cell(
     """
     strategy = _strategy(params, spec, masks)
     memory, knowledge_digest = _memory(strategy, inputs)
-    request = _cell_request(params, spec, inputs, masks, knowledge_digest, device)
+    request = _run_request(params, spec, inputs, masks, knowledge_digest, device)
     settings = run_settings(params, device)
 
     def train(progress: Progress | None, after_epoch: OnEpoch) -> Outcome:
@@ -249,13 +250,13 @@ def train_cell(
     return store.obtain(request, train, on_epoch)
 
 
-def _strategy(params: Params, spec: CellSpec, masks: Masks | None) -> Strategy:
+def _strategy(params: Params, spec: RunSpec, masks: Masks | None) -> Strategy:
     chosen = ranked.RankedMasks(spec.metric or "", spec.pct or 0, explain_config(params), masks)
     made = STRATEGIES.find(spec.strategy)
     return made.build(spec.head, spec.hyperparameters, chosen, params.freeze.batch_norm)
 
 
-def _memory(strategy: Strategy, inputs: CellInputs) -> tuple[Memory, str | None]:
+def _memory(strategy: Strategy, inputs: RunInputs) -> tuple[Memory, str | None]:
     """Return what a strategy keeps of the first task, and its hash."""
     name = knowledge_name(type(strategy))
     if name is None:
@@ -279,14 +280,14 @@ def _common_identity(
     }
 
 
-def _cell_request(
+def _run_request(
     params: Params,
-    spec: CellSpec,
-    inputs: CellInputs,
+    spec: RunSpec,
+    inputs: RunInputs,
     masks: Masks | None,
     knowledge_digest: str | None,
     device: torch.device,
-) -> CellRequest:
+) -> RunRequest:
     identity = _common_identity(params, spec.seed, inputs.tasks_digest, device) | asdict(spec)
     code = [further_tasks.__name__, STRATEGIES.home(spec.strategy)]
     if knowledge_digest is not None:
@@ -299,7 +300,7 @@ def _cell_request(
             identity["explain"] = asdict(explain_config(params))
             homes = [CRITERIA.home(spec.metric), SALIENCY_METHODS.home(params.saliency.method)]
             code += [ranked.__name__, *homes]
-    return CellRequest(
+    return RunRequest(
         kind=inputs.kind,
         name=spec.name,
         identity=identity,
@@ -309,48 +310,13 @@ def _cell_request(
     )
 
 
-def shown_params(params: Params, spec: CellSpec) -> dict[str, Any]:
-    """Return the parameters that MLflow shows of a cell, besides the machine's."""
-    shown = asdict(spec) | spec.hyperparameters
-    shown = {name: value for name, value in shown.items() if value is not None and name != "hyper"}
-    ranking = {
-        "saliency.": params.saliency.model_dump(),
-        "visualize.": params.visualize.model_dump(),
-        "rank.": params.rank.model_dump(exclude={"metrics"}),
-        "freeze.": params.freeze.model_dump(include={"batch_norm"}),
-    }
-    return shown | shown_training(params) | _dotted(ranking)
-
-
-def shown_training(params: Params) -> dict[str, Any]:
-    """Return the parameters that MLflow shows of every training."""
-    split = params.split
-    unread = {"classes"} if split.classes is None else {"classes_per_task", "tasks", "selection"}
-    return _dotted(
-        {
-            "": {"dataset": split.dataset},
-            "split.": split.model_dump(exclude={"dataset", "root"} | unread),
-            "model.": params.model.model_dump(exclude={"head"}),
-            "train.": params.train.model_dump(exclude={"precision"}),
-        }
-    )
-
-
-def _dotted(sections: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    return {
-        f"{prefix}{name}": value
-        for prefix, section in sections.items()
-        for name, value in section.items()
-    }
-
-
 def _digest(masks: Masks) -> str:
     frozen = {name: filters_of(mask) for name, mask in masks.items()}
     return hashlib.sha256(json.dumps(frozen, sort_keys=True).encode()).hexdigest()
 
 
-def _row_head(params: Params, spec: CellSpec) -> dict[str, Any]:
-    """Return the part of a cell's row that is known before it is trained."""
+def _row_head(params: Params, spec: RunSpec) -> dict[str, Any]:
+    """Return the part of a run's row that is known before it is trained."""
     is_ranked = spec.metric is not None
     return {
         "strategy": spec.strategy,
@@ -361,4 +327,5 @@ def _row_head(params: Params, spec: CellSpec) -> dict[str, Any]:
         "saliency": params.saliency.method if is_ranked else None,
         "aggregate": params.rank.aggregate if is_ranked else None,
         "hyper": spec.hyperparameters,
+        "remark": STRATEGIES[spec.strategy].remark,
     }

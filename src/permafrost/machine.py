@@ -4,7 +4,6 @@ import os
 import platform
 import re
 import subprocess
-from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -59,11 +58,6 @@ def fingerprint() -> dict[str, str]:
             if _VARIABLES.match(name)
         ),
     }
-
-
-def machine_tags(made_on: Mapping[str, str]) -> dict[str, str]:
-    """Return a :func:`fingerprint` as tags of an MLflow run."""
-    return {f"machine.{name}": value for name, value in made_on.items()}
 
 
 def _cpu() -> str:

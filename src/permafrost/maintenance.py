@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from permafrost.artifacts import load_record
-from permafrost.cells import CellStore
 from permafrost.errors import InputError
 from permafrost.outputs import runs_of_outputs
 from permafrost.paths import cached_files, project_root
 from permafrost.processes import stop_group
 from permafrost.runs.results import results_folder
-from permafrost.stages.workspace import (
+from permafrost.runs.store import RunStore
+from permafrost.stages.shared import (
     FIRST_RECORDS,
     SECOND_RECORDS,
     SWEEP,
@@ -27,7 +27,7 @@ from permafrost.stages.workspace import (
     read_params,
     seed_file,
 )
-from permafrost.tracking import CELLS, Tracker, TrackingError, redact
+from permafrost.tracking import RUNS, Tracker, TrackingError, redact
 from permafrost.variants import variant_records
 
 
@@ -44,8 +44,8 @@ def track_all(*, take_over: bool = False) -> str:
     InputError
         If the store cannot be used.
     """
-    store = CellStore(project_root())
-    records = store.run_records() + variant_records(store)
+    store = RunStore(project_root())
+    records = store.run_records() + variant_records(store.root)
     records += runs_of_outputs(store.root, {record.key for record in records})
     try:
         counts = store.tracker.reconcile(records, store.is_active, take_over=take_over)
@@ -59,7 +59,7 @@ def track_all(*, take_over: bool = False) -> str:
     return done
 
 
-def unused_cells() -> list[str]:
+def unused_runs() -> list[str]:
     """Return the keys of the stored trainings that no result names.
 
     The results are those in ``metrics/`` and, as far as they are in DVC's cache, those of all
@@ -70,7 +70,7 @@ def unused_cells() -> list[str]:
     InputError
         If a result is missing that would name trainings: a stage is under way or was stopped.
     """
-    store = CellStore(project_root())
+    store = RunStore(project_root())
     stored = store.stored_keys()
     if any(store.is_active(key) for key in stored):
         raise InputError("a training is under way; run `permafrost gc` once it has ended")
@@ -111,18 +111,18 @@ def _committed_results(root: Path) -> Iterator[Path]:
             yield path
 
 
-def describe_cells(keys: list[str]) -> list[str]:
+def describe_runs(keys: list[str]) -> list[str]:
     """Return a line for each stored training: its key, and its name if it is whole."""
-    store = CellStore(project_root())
+    store = RunStore(project_root())
     return [f"{key}  {store.name(key)}" for key in keys]
 
 
-def delete_cells(keys: list[str]) -> str:
+def delete_runs(keys: list[str]) -> str:
     """Delete stored trainings, but none that is under way; return what was done.
 
     What the stages that explain and rank have kept goes too: they make it again if it is needed.
     """
-    store = CellStore(project_root())
+    store = RunStore(project_root())
     shutil.rmtree(results_folder(store.root), ignore_errors=True)
     freed = [size for key in keys if (size := store.delete(key)) is not None]
     return f"{len(freed)} trainings deleted, {sum(freed) / 2**20:.0f} MiB freed"
@@ -145,7 +145,7 @@ def serve_ui(port: int) -> int:
     """
     tracker = Tracker(project_root())
     try:
-        experiment = tracker.experiment_id(CELLS)
+        experiment = tracker.experiment_id(RUNS)
     except TrackingError as error:
         raise InputError(str(error)) from None
     path = f"#/experiments/{experiment}/runs?compareRunsMode=CHART"

@@ -14,12 +14,13 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from permafrost.artifacts import load_record
-from permafrost.cells import run_record
 from permafrost.errors import InputError
 from permafrost.experiment import shown_params, shown_training
 from permafrost.params import Params, validate_params
-from permafrost.plan import CellSpec, method_cell
-from permafrost.stages.workspace import (
+from permafrost.plan import method_run
+from permafrost.runs.spec import RunSpec
+from permafrost.runs.store import run_record
+from permafrost.stages.shared import (
     FIRST_RECORDS,
     PARAMS,
     SECOND_RECORDS,
@@ -86,16 +87,16 @@ def _run(root: Path, record: Record, params: Params) -> RunRecord:
         return run_record(record | {"params": shown}, {}, partial=True)
     if record["kind"] == "variant":
         summary = record["summary"]
-        shown = shown_params(params, CellSpec.of(summary["seeds"][0]))
+        shown = shown_params(params, RunSpec.of(summary["seeds"][0]))
         pictures = variant_pictures(params, root).items()
         there = {place: path for place, path in pictures if path.exists()}
         return variant_run(variant_record(params, summary, shown), there, partial=True)
     row = record["row"]
     if record["kind"] == "trial":
-        spec = method_cell(params, *record["spec"])
+        spec = method_run(params, *record["spec"])
         row = row if row["acc_mean"] is not None else row | {"error": "it diverged"}
     else:
-        spec = CellSpec.of(row)
+        spec = RunSpec.of(row)
     about = {"name": spec.name, "params": shown_params(params, spec), "row": row}
     return run_record(record | about, {}, partial=True)
 

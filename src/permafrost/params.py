@@ -1,72 +1,31 @@
-"""The typed schema of params.yaml: the only place that knows its keys, bounds and defaults."""
+"""The typed schema of params.yaml: the only place that knows its keys, bounds and defaults.
+
+Whether what it names is there, :mod:`permafrost.names` knows.
+"""
 
 import difflib
 import reprlib
 from collections import Counter
 from collections.abc import Iterable
-from itertools import product
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from ruamel.yaml import YAML
 
-from permafrost.data import DATASETS
 from permafrost.errors import InputError, printable
-from permafrost.explain import SALIENCY_METHODS
-from permafrost.models import ARCHITECTURES, HEADS
-from permafrost.ranking import AGGREGATES, CRITERIA
-from permafrost.registry import Registry
-from permafrost.strategies import STRATEGIES
 
 # The profiles have 3000. The parser takes seconds for much more.
 MAX_BYTES = 100_000
 MAX_NAME = 200
 
-T = TypeVar("T")
 
-
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
     """Return the beginning of a value's text: through aliases, all of it may not fit in memory."""
     try:
         return f"{reprlib.repr(value):.60}"
     except ValueError:
         return "an integer of thousands of digits"
-
-
-def _one_of(*allowed: str) -> AfterValidator:
-    def check(value: str) -> str:
-        if value not in allowed:
-            raise ValueError(f"{_shown(value)} is unknown; allowed: {', '.join(allowed)}")
-        return value
-
-    return AfterValidator(check)
-
-
-def _find(registry: Registry[T], name: str) -> T:
-    """Return what a parameter names: a registered thing, or ``module:Name``, which is imported."""
-    if name not in registry and not _is_own(name):
-        known = ", ".join(registry)
-        raise ValueError(f"{_shown(name)} is no {registry.kind}; allowed: {known}, or module:Name")
-    try:
-        return registry.find(name)
-    except InputError as error:
-        raise ValueError(str(error)) from error
-
-
-def _in(registry: Registry[Any]) -> AfterValidator:
-    def check(name: str) -> str:
-        _find(registry, name)
-        return name
-
-    return AfterValidator(check)
-
-
-def _is_own(name: str) -> bool:
-    """Return whether a name has the form of a user's own thing: module:Name."""
-    module, colon, attribute = name.partition(":")
-    parts = [*module.split("."), attribute]
-    return bool(colon) and len(name) <= MAX_NAME and all(part.isidentifier() for part in parts)
 
 
 def _unique(values: list[Any]) -> list[Any]:
@@ -77,22 +36,20 @@ def _unique(values: list[Any]) -> list[Any]:
 
 def _label(text: str) -> str:
     if not text.isprintable() or not 1 <= len(text) <= MAX_NAME:
-        raise ValueError(f"must be 1 to {MAX_NAME} printable characters, not {_shown(text)}")
+        raise ValueError(f"must be 1 to {MAX_NAME} printable characters, not {shown(text)}")
     return text
 
 
 def _path(text: str) -> str:
     # A file's name has no half of a surrogate pair.
     if not text or "\0" in text or any("\ud800" <= letter <= "\udfff" for letter in text):
-        raise ValueError(f"must be a folder's path, not {_shown(text)}")
+        raise ValueError(f"must be a folder's path, not {shown(text)}")
     return text
 
 
 # -0.0 would give the training of 0.0 another key.
 Number = Annotated[float, AfterValidator(lambda value: value + 0.0)]
-Criterion = Annotated[str, _in(CRITERIA)]
 Share = Annotated[Number, Field(ge=0, le=1)]
-HeadName = Annotated[str, _one_of(*HEADS)]
 
 
 class _Section(BaseModel):
@@ -109,7 +66,7 @@ class Split(_Section):
     ``tasks`` and ``selection`` are not read.
     """
 
-    dataset: Annotated[str, _in(DATASETS)] = "digits"
+    dataset: str = "digits"
     root: Annotated[str, AfterValidator(_path)] | None = None
     image_size: int = Field(32, ge=32, le=512)
     classes_per_task: int = Field(5, ge=2, le=1000)
@@ -131,25 +88,17 @@ class Split(_Section):
         names = [name for task in self.classes or [] for name in task]
         for name, count in Counter(names).items():
             if count > 1:
-                raise ValueError(f"classes: {_shown(name)} stands twice; list each class once")
-        return self
-
-    @model_validator(mode="after")
-    def _root_is_given(self) -> "Split":
-        if self.root is None and DATASETS.find(self.dataset).needs_root:
-            raise ValueError(
-                f"root: dataset {self.dataset!r} needs the folder where its images lie"
-            )
+                raise ValueError(f"classes: {shown(name)} stands twice; list each class once")
         return self
 
 
 class Model(_Section):
     """The network."""
 
-    arch: Annotated[str, _one_of(*ARCHITECTURES)] = "vgg16"
+    arch: str = "vgg16"
     width: Number = Field(0.25, gt=0, le=4)
     batch_norm: bool = True
-    head: HeadName = "shared"
+    head: str = "shared"
 
 
 class Train(_Section):
@@ -169,7 +118,7 @@ class Train(_Section):
 class Saliency(_Section):
     """The maps of what the network looks at, per class."""
 
-    method: Annotated[str, _in(SALIENCY_METHODS)] = "fullgrad"
+    method: str = "fullgrad"
     reading: Literal["layer", "channel"] = "layer"
 
 
@@ -186,13 +135,13 @@ class Visualize(_Section):
 class Rank(_Section):
     """How filters are scored and ordered."""
 
-    metrics: Annotated[list[Criterion], AfterValidator(_unique), Field(min_length=1)] = [
+    metrics: Annotated[list[str], AfterValidator(_unique), Field(min_length=1)] = [
         "mse",
         "pearson",
         "random",
         "magnitude",
     ]
-    aggregate: Annotated[str, _one_of(*AGGREGATES)] = "union"
+    aggregate: str = "union"
     reverse: bool = False
 
 
@@ -214,41 +163,21 @@ class Consolidate(_Section):
 Grid = Annotated[list[dict[str, Number]], Field(min_length=1, max_length=1000)]
 
 
-def _grids(grids: dict[str, Any]) -> dict[str, Any]:
-    for name, grid in grids.items():
-        if name not in STRATEGIES and not _is_own(name):
-            raise ValueError(f"{_shown_key(name)}: unknown method; {_advise(name, STRATEGIES)}")
-        bounds = _find(STRATEGIES, name).hyper
-        if not bounds:
-            raise ValueError(f"{name}: has no hyperparameters; leave it out")
-        for entry in grid:
-            if entry.keys() != bounds.keys():
-                raise ValueError(f"{name}: {_shown(entry)} must name exactly {', '.join(bounds)}")
-            for key, (low, high) in bounds.items():
-                if not low <= entry[key] <= high:
-                    raise ValueError(f"{name}: {key} must lie in {low:g}..{high:g}")
-    return grids
-
-
-def _default_grids() -> dict[str, list[dict[str, float]]]:
-    return {name: [made.defaults()] for name, made in STRATEGIES.items() if made.hyper}
-
-
 # What is tried for each method; a single entry is taken as it is, none is the method's default.
-Tune = Annotated[dict[str, Grid], AfterValidator(_grids)]
+Tune = dict[str, Grid]
 
 
 class Sweep(_Section):
-    """The cells that are compared."""
+    """The runs that are compared."""
 
     strategies: Annotated[
-        list[Annotated[str, _in(STRATEGIES)]],
+        list[str],
         AfterValidator(_unique),
         Field(min_length=1),
     ] = ["finetune", "freeze", "linear_probe", "joint"]
     metrics: Annotated[list[str], AfterValidator(_unique)] = ["mse"]
     pcts: Annotated[list[Share], AfterValidator(_unique)] = [0.25, 0.5, 0.75]
-    heads: Annotated[list[HeadName], AfterValidator(_unique), Field(min_length=1)] = ["shared"]
+    heads: Annotated[list[str], AfterValidator(_unique), Field(min_length=1)] = ["shared"]
     workers: int = Field(2, ge=1, le=256)
 
 
@@ -274,7 +203,7 @@ class Params(_Section):
     rank: Rank = Rank()
     freeze: Freeze = Freeze()
     consolidate: Consolidate = Consolidate()
-    tune: Tune = Field(default_factory=_default_grids)
+    tune: Tune = {}
     sweep: Sweep = Sweep()
     runtime: Runtime = Runtime()
 
@@ -286,7 +215,7 @@ class Params(_Section):
         ]:
             if metric not in ranked:
                 raise ValueError(
-                    f"{key}: {_shown(metric)} is not ranked; allowed: what rank.metrics lists "
+                    f"{key}: {shown(metric)} is not ranked; allowed: what rank.metrics lists "
                     f"({', '.join(ranked)})"
                 )
         if "freeze" in self.sweep.strategies and not self.sweep.metrics:
@@ -322,14 +251,7 @@ class Params(_Section):
         return self
 
     @model_validator(mode="after")
-    def _methods_fit(self) -> "Params":
-        for name, head in product(self.sweep.strategies, self.sweep.heads):
-            allowed = STRATEGIES[name].heads
-            if head not in allowed:
-                raise ValueError(
-                    f"sweep.strategies: {name} cannot answer under the head {head}; allowed: "
-                    f"{', '.join(allowed)}"
-                )
+    def _trials_are_fair(self) -> "Params":
         tried = {
             name: len(grid)
             for name, grid in self.tune.items()
@@ -366,7 +288,7 @@ def load_params(path: Path) -> Params:
     except Exception as error:  # bad YAML makes the parser raise almost anything
         raise InputError(f"{path}: is no valid YAML: {_one_line(error)}") from None
     if not isinstance(values, dict):
-        raise InputError(f"{path}: must hold sections such as `freeze:`, not {_shown(values)}")
+        raise InputError(f"{path}: must hold sections such as `freeze:`, not {shown(values)}")
     return validate_params(values, path.name)
 
 
@@ -401,7 +323,7 @@ def _read(path: Path) -> bytes:
 def _explain(error: ValidationError) -> str:
     """Put pydantic's first finding into one line."""
     first = error.errors(include_url=False)[0]
-    key = ".".join(_shown_key(part) for part in first["loc"])
+    key = ".".join(shown_key(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
         return f"{key}: unknown key; {_suggest(first['loc'])}"
     message = first["msg"].removeprefix("Value error, ")
@@ -409,10 +331,10 @@ def _explain(error: ValidationError) -> str:
     # A section's own check names the key within the section.
     within = first["type"] == "value_error" and key in _SECTIONS
     text = f"{key}{'.' if within else ': '}{message}" if key else message
-    return _one_line(text if first["type"] == "value_error" else f"{text}, not {_shown(given)}")
+    return _one_line(text if first["type"] == "value_error" else f"{text}, not {shown(given)}")
 
 
-def _shown_key(part: int | str) -> str:
+def shown_key(part: int | str) -> str:
     """Return a part of a key with escapes: a letter that only looks like the right one is seen."""
     return str(part)[:MAX_NAME].encode("unicode_escape").decode()
 
@@ -421,10 +343,11 @@ def _suggest(location: tuple[int | str, ...]) -> str:
     section: Any = Params
     for part in location[:-1]:
         section = section.model_fields[part].annotation
-    return _advise(str(location[-1]), section.model_fields)
+    return advise(str(location[-1]), section.model_fields)
 
 
-def _advise(name: str, known: Iterable[str]) -> str:
+def advise(name: str, known: Iterable[str]) -> str:
+    """Return the known name that a wrong one is close to, or all of them."""
     known = list(known)
     close = difflib.get_close_matches(name, known, n=1)
     return f"did you mean {close[0]}?" if close else f"allowed: {', '.join(known)}"

@@ -6,7 +6,7 @@ from typing import cast
 
 from permafrost.models import Head
 from permafrost.params import Params
-from permafrost.runs.spec import CellSpec
+from permafrost.runs.spec import RunSpec
 from permafrost.strategies import STRATEGIES
 
 # Under each head, each strategy's hyperparameters: what stage tune has chosen.
@@ -18,47 +18,47 @@ def heads(params: Params) -> list[Head]:
     return cast(list[Head], params.sweep.heads)
 
 
-def sweep_cells(params: Params, chosen: Chosen) -> list[CellSpec]:
-    """Return every cell of the sweep: strategies x metrics x pcts x heads x seeds.
+def sweep_runs(params: Params, chosen: Chosen) -> list[RunSpec]:
+    """Return every run of the sweep: strategies x metrics x pcts x heads x seeds.
 
     ``freeze`` comes with each of ``sweep.pcts`` and the chosen share; ``joint`` in both lengths,
     under each head and under one softmax of all classes.
     """
     sweep = params.sweep
-    cells = []
+    runs = []
     for head, seed, strategy in product(heads(params), params.seeds, sweep.strategies):
         if strategy == "freeze":
             pcts = sorted({*sweep.pcts, chosen[head]["freeze"]["pct"]})
-            cells += [
-                CellSpec(strategy, seed, head, metric, pct)
+            runs += [
+                RunSpec(strategy, seed, head, metric, pct)
                 for metric, pct in product(sweep.metrics, pcts)
             ]
         elif strategy != "joint":
-            cells.append(method_cell(params, strategy, seed, head, chosen[head]))
+            runs.append(method_run(params, strategy, seed, head, chosen[head]))
     if "joint" in sweep.strategies:
         joint_heads = dict.fromkeys([*heads(params), cast(Head, "expanding")])
         tasks = len(params.split.sizes)
-        cells += [
-            CellSpec("joint", seed, head, hyper=(("passes", passes),))
+        runs += [
+            RunSpec("joint", seed, head, hyper=(("passes", passes),))
             for head, seed, passes in product(joint_heads, params.seeds, (1, tasks))
         ]
-    return cells
+    return runs
 
 
-def method_cell(
+def method_run(
     params: Params,
     strategy: str,
     seed: int,
     head: Head,
     chosen: Mapping[str, Mapping[str, float]],
-) -> CellSpec:
-    """Return a strategy's cell with its chosen hyperparameters; frozen filters by freeze.metric."""
+) -> RunSpec:
+    """Return a strategy's run with its chosen hyperparameters; frozen filters by freeze.metric."""
     hyper = dict(chosen.get(strategy, {}))
     if not STRATEGIES[strategy].freezes_ranked:
-        return CellSpec(strategy, seed, head, hyper=tuple(sorted(hyper.items())))
+        return RunSpec(strategy, seed, head, hyper=tuple(sorted(hyper.items())))
     hyper.pop("pct", None)
     metric, pct = params.freeze.metric, chosen["freeze"]["pct"]
-    return CellSpec(strategy, seed, head, metric, pct, tuple(sorted(hyper.items())))
+    return RunSpec(strategy, seed, head, metric, pct, tuple(sorted(hyper.items())))
 
 
 def grids(params: Params) -> dict[str, list[dict[str, float]]]:

@@ -49,18 +49,18 @@ def accuracy_table(
 ) -> str:
     """Return a table of accuracies with mean and 95% interval, in percent.
 
-    Failed cells count in no mean; the line's label says of how many seeds they are.
+    Failed runs count in no mean; the line's label says of how many seeds they are.
 
     Parameters
     ----------
     labels : sequence of str
         Headings of the first columns.
     members : sequence of (sequence of str, sequence of dict)
-        The first columns of a line, and the cells that it summarises.
+        The first columns of a line, and the runs that it summarises.
     tasks : int
         T.
     more : callable, optional
-        Given a line's first columns and its cells, further columns.
+        Given a line's first columns and its runs, further columns.
     headings : sequence of str
         Of those.
     """

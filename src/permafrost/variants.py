@@ -4,20 +4,31 @@ import hashlib
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from permafrost.artifacts import load_record, save_record, write_atomically
-from permafrost.cells import CellStore
 from permafrost.evaluation import share
-from permafrost.machine import fingerprint, machine_tags
 from permafrost.params import Params
-from permafrost.tracking import VARIANTS, RunRecord
+from permafrost.processes import project_lock
+from permafrost.runs.spec import RunSpec
+from permafrost.runs.stored import StoredRuns
+from permafrost.shown import shown_params
+from permafrost.tracking import VARIANTS, RunRecord, Tracker, machine_tags
+
+if TYPE_CHECKING:
+    from permafrost.models import Head
 
 _RECORD, _PICTURES = "variant.json", "pictures"
 
 
+def variant_spec(params: Params, seed: int) -> RunSpec:
+    """Return the run that ``freeze.metric`` and ``freeze.pct`` name."""
+    freeze = params.freeze
+    return RunSpec("freeze", seed, cast("Head", params.model.head), freeze.metric, freeze.pct)
+
+
 def variant_key(summary: dict[str, Any]) -> str:
-    """Return the key of a variant: it is named by its cells."""
+    """Return the key of a variant: it is named by its runs."""
     keys = json.dumps([row["key"] for row in summary["seeds"]])
     return hashlib.sha256(keys.encode()).hexdigest()[:32]
 
@@ -35,37 +46,37 @@ def variant_record(
     }
 
 
-def store_variant(
-    store: CellStore, params: Params, summary: dict[str, Any], shown: dict[str, Any]
-) -> None:
+def store_variant(tracker: Tracker, params: Params, summary: dict[str, Any]) -> None:
     """Keep a variant's summary and log it as one run.
 
     Parameters
     ----------
-    store : CellStore
+    tracker : Tracker
         Of the project.
     params : Params
         All parameters.
     summary : dict
         As in ``metrics/variant.json``.
-    shown : dict
-        The parameters that MLflow shows of one of its cells.
     """
-    key = variant_key(summary)
+    first = summary["seeds"][0]
+    shown, machine = shown_params(params, RunSpec.of(first)), {}
+    if trained := StoredRuns(tracker.root).result(first["key"]):  # it knows its machine
+        shown, machine = trained["record"]["params"] | shown, trained["machine"]
+    record = variant_record(params, summary, shown) | {"machine": machine}
     name = os.environ.get("DVC_EXP_NAME")
-    record = variant_record(params, summary, shown) | {"machine": fingerprint()}
     record["name"] += f" ({name})" if name else ""
-    with store.lock(key):  # two experiments may have the same variant
-        save_record(_folder(store, key) / _RECORD, record)
-        store.tracker.write(_stored_run(_folder(store, key)))
+    key = variant_key(summary)
+    with project_lock(tracker.root, key):  # two experiments may have the same variant
+        save_record(_folder(tracker.root, key) / _RECORD, record)
+        tracker.write(_stored_run(_folder(tracker.root, key)))
 
 
-def add_pictures(store: CellStore, summary: dict[str, Any], pictures: dict[str, Path]) -> None:
+def add_pictures(tracker: Tracker, summary: dict[str, Any], pictures: dict[str, Path]) -> None:
     """Add pictures and tables to a variant's run.
 
     Parameters
     ----------
-    store : CellStore
+    tracker : Tracker
         Of the project.
     summary : dict
         As in ``metrics/variant.json``.
@@ -73,18 +84,18 @@ def add_pictures(store: CellStore, summary: dict[str, Any], pictures: dict[str, 
         Place in the run to file.
     """
     key = variant_key(summary)
-    folder = _folder(store, key)
+    folder = _folder(tracker.root, key)
     if not (folder / _RECORD).exists():
         return
-    with store.lock(key):
+    with project_lock(tracker.root, key):
         for place, path in pictures.items():
             write_atomically(folder / _PICTURES / place, path.read_bytes())
-        store.tracker.write(_stored_run(folder))
+        tracker.write(_stored_run(folder))
 
 
-def variant_records(store: CellStore) -> list[RunRecord]:
+def variant_records(root: Path) -> list[RunRecord]:
     """Return the runs of all variants that were evaluated in this project."""
-    return [_stored_run(path.parent) for path in variant_files(store.root)]
+    return [_stored_run(path.parent) for path in variant_files(root)]
 
 
 def variant_files(root: Path) -> list[Path]:
@@ -92,8 +103,8 @@ def variant_files(root: Path) -> list[Path]:
     return sorted((root / ".permafrost" / "variants").glob(f"*/{_RECORD}"))
 
 
-def _folder(store: CellStore, key: str) -> Path:
-    return store.root / ".permafrost" / "variants" / key
+def _folder(root: Path, key: str) -> Path:
+    return root / ".permafrost" / "variants" / key
 
 
 def _stored_run(folder: Path) -> RunRecord:

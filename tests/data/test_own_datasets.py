@@ -9,7 +9,8 @@ import torch
 from permafrost.data import DATASETS, ImageDataset, LabeledImages, load_dataset
 from permafrost.errors import InputError
 from permafrost.images import images_digest
-from permafrost.params import Params, load_params
+from permafrost.names import load_checked
+from permafrost.params import Params
 
 SIZE = 32
 CODE = """
@@ -149,7 +150,7 @@ class TestWhatItReturns:
 
 def split(folder: Path, text: str) -> Params:
     (folder / "params.yaml").write_text(f"split: {{{text}}}")
-    return load_params(folder / "params.yaml")
+    return load_checked(folder / "params.yaml")
 
 
 def test_parameters_take_its_place_and_whether_it_needs_a_folder(custom):

@@ -10,17 +10,15 @@ from torch import nn
 
 from permafrost.data import Batches, LabeledImages, Normalization
 from permafrost.evaluation import (
-    accuracy,
-    accuracy_row,
     average_accuracy,
     backward_transfer,
     confidence_interval,
     forgetting,
     forward_transfer,
-    mean_drift,
-    response_drift,
     value_range,
 )
+from permafrost.evaluation.accuracy import accuracy, accuracy_row
+from permafrost.evaluation.drift import mean_drift, response_drift
 
 CPU = torch.device("cpu")
 PLAIN = Normalization((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))

@@ -17,7 +17,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 import torch
 
-from permafrost.cells import CellRequest, CellStore, Outcome
+from permafrost.runs.store import Outcome, RunRequest, RunStore
 from permafrost.strategies import Progress
 from permafrost.tracking import TrackingError
 from permafrost.training import TrainingState
@@ -31,7 +31,7 @@ AT_ONCE = 20.0  # seconds; what hangs for ever, or for MLflow's own timeouts, ta
 
 def request(number):
     about = {"seed": number, "lr": 0.01}
-    return CellRequest("cell", f"cell {number}", {"seed": number}, about, ())
+    return RunRequest("cell", f"cell {number}", {"seed": number}, about, ())
 
 
 def history(number):
@@ -55,9 +55,9 @@ def make_train(number, between=lambda epoch: None, row=None):
     return train
 
 
-def train_cells(root, numbers, between=lambda epoch: None):
-    """Train cells as one process does; return the longest that one took."""
-    store, longest = CellStore(root), 0.0
+def train_runs(root, numbers, between=lambda epoch: None):
+    """Train runs as one process does; return the longest that one took."""
+    store, longest = RunStore(root), 0.0
     for number in numbers:
         begin = time.monotonic()
         store.obtain(request(number), make_train(number, between))
@@ -66,7 +66,7 @@ def train_cells(root, numbers, between=lambda epoch: None):
 
 
 def track(root):
-    store = CellStore(root)
+    store = RunStore(root)
     records = store.run_records()
     return store.tracker.reconcile(records, store.is_active)
 
@@ -94,7 +94,7 @@ def runs_of(database):
 
 
 def expected(numbers):
-    """Return what a store shows of cells whose trainings it saw, from first to last."""
+    """Return what a store shows of runs whose trainings it saw, from first to last."""
     runs = []
     for number in numbers:
         points = [
@@ -271,7 +271,7 @@ def survive(root, capfd, make_root, fresh, bound=AT_ONCE):
     Three trainings in what counts as two processes: none waits long, each tells one line.
     """
     capfd.readouterr()
-    longest = max(train_cells(root, [0, 1]), train_cells(root, [2]))
+    longest = max(train_runs(root, [0, 1]), train_runs(root, [2]))
     lines = told(capfd.readouterr().err)
     assert len(lines) == 2, lines
     assert longest < bound, f"a training took {longest:.1f} s"

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from permafrost.artifacts import load_record, load_tensors, save_record, save_tasks
-from permafrost.cells import CellRequest, CellStore, Outcome
+from permafrost.artifacts import load_record, save_record
 from permafrost.errors import InputError
+from permafrost.runs.store import Outcome, RunRequest, RunStore
+from permafrost.tensors import load_tensors, save_tasks
 from project import STAGES, command_of
 from workflow import WatchedProject, check_recovered, disk_usage, remove
 
@@ -191,7 +192,7 @@ def test_damaged_cells_of_a_sweep(tally, rounds, undisturbed, before_sweep, tmp_
     project.run("dvc", "repro")
     keys = [row["key"] for row in project.read("metrics/sweep.json")]
     files = [f".permafrost/cells/{key}/{file}" for file in CELL_FILES for key in keys]
-    with tally("damaged file of a cell of the sweep") as fault:
+    with tally("damaged file of a run of the sweep") as fault:
         for number, name in enumerate(files[:: rounds(6, 1)]):
             with fault.trial(name):
                 _damage_unseen(project.folder / name, cut=number % 2 == 1)
@@ -291,15 +292,15 @@ def test_a_read_only_disk_is_named(tally, before_sweep, tmp_path):
 
 
 def test_a_full_disk_leaves_no_half_cell(tally, tmp_path, make_network):
-    """Whichever write of a cell fails, it is not taken for done."""
-    request = CellRequest("cell", "cell", {"a": 1}, {}, ())
+    """Whichever write of a run fails, it is not taken for done."""
+    request = RunRequest("cell", "cell", {"a": 1}, {}, ())
     weights = make_network().state_dict()
     outcome = Outcome({"row": {"acc": 0.5}, "history": []}, weights, 1.0)
     with (
         small_disk(tmp_path / "disk", 16) as disk,
         tally("disk full while a training is stored") as fault,
     ):
-        store, done = CellStore(disk), []
+        store, done = RunStore(disk), []
         assert _stored(store, request.key, outcome)
         size = disk_usage(disk)
         for share in (0.0, 0.25, 0.5, 0.75, 0.9, 0.95, 1.1):
@@ -318,7 +319,7 @@ def test_a_full_disk_leaves_no_half_cell(tally, tmp_path, make_network):
         assert done.count(False) >= 4, done
 
 
-def _stored(store: CellStore, key: str, outcome: Outcome) -> bool:
+def _stored(store: RunStore, key: str, outcome: Outcome) -> bool:
     try:
         store._complete(key, {"key": key}, outcome, {})
     except OSError as error:

@@ -8,7 +8,8 @@ import torch
 
 from edges import CPU, FLAT, MILD, refused, train
 from permafrost.errors import NotFiniteError
-from permafrost.evaluation import accuracy, response_drift
+from permafrost.evaluation.accuracy import accuracy
+from permafrost.evaluation.drift import response_drift
 from permafrost.explain import (
     SALIENCY_METHODS,
     class_saliency,

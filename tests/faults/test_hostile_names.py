@@ -12,7 +12,8 @@ from PIL import Image
 from hostile_data import HOSTILE
 from permafrost.evaluation import Interval
 from permafrost.params import Params
-from permafrost.pictures import draw_best_and_worst, draw_saliency, draw_trade_off
+from permafrost.pictures import draw_best_and_worst, draw_saliency
+from permafrost.plots import draw_trade_off
 from permafrost.ranking import Evidence
 from permafrost.stages.report import tables
 from permafrost.tables import escape, markdown

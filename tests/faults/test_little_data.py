@@ -8,7 +8,7 @@ from torch import nn
 
 from edges import CPU, FLAT, MILD, all_finite, noise, refused, train
 from permafrost.data import Batches, ImageDataset, LabeledImages, split_tasks
-from permafrost.evaluation import accuracy
+from permafrost.evaluation.accuracy import accuracy
 from permafrost.explain import (
     SALIENCY_METHODS,
     class_saliency,

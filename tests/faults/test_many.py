@@ -1,4 +1,4 @@
-"""Several at once: two `dvc repro`, a queue beside a sweep, hundreds of cells."""
+"""Several at once: two `dvc repro`, a queue beside a sweep, hundreds of runs."""
 
 import subprocess
 from contextlib import suppress
@@ -37,7 +37,7 @@ def test_queue_beside_a_sweep(tally, rounds, before_sweep, tmp_path):
     project = before_sweep.copy(tmp_path / "project")
     shares = [0.1, 0.3, 0.6, 0.9, 0.2, 0.4, 0.7, 0.8][: rounds(2, 8)]
     with tally("dvc exp run --queue, 4 workers, beside a sweep") as fault, fault.trial("queue"):
-        cells = project.cells()
+        runs = project.cells()
         listed = ",".join(str(share) for share in shares)
         project.run("dvc", "exp", "run", "--queue", "-S", f"freeze.pct={listed}")
         _start_queue(project)
@@ -54,8 +54,8 @@ def test_queue_beside_a_sweep(tally, rounds, before_sweep, tmp_path):
         rows = project.read("metrics/sweep.json")
         wait_for(finished, 1200, "the end of the queue")
         assert {row["status"] for row in rows} == {"done"}
-        own = {row["key"] for row in rows} - cells
-        assert len(project.cells() - cells - own) == len(shares)
+        own = {row["key"] for row in rows} - runs
+        assert len(project.cells() - runs - own) == len(shares)
         project.run("permafrost", "track")
         assert project.runs() == project.expected_runs()
 
@@ -86,7 +86,7 @@ def test_hundreds_of_cells(tally, rounds, tmp_path):
     changes = SMALL | {"train": {"epochs": 1}, "sweep": sweep, "rank": {"metrics": metrics}}
     changes["tune"] = {"freeze": [{"pct": sweep["pcts"][0]}]}
     project = WatchedProject(tmp_path / "project", changes)
-    with tally("a sweep of hundreds of cells, 4 workers") as fault, fault.trial(count):
+    with tally("a sweep of hundreds of runs, 4 workers") as fault, fault.trial(count):
         project.run("dvc", "repro")
         rows = project.read("metrics/sweep.json")
         assert len(rows) == count

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from mlflow_faults import AT_ONCE, expected, refuse, runs_of, told, track, train_cells
-from permafrost.cells import CellStore
-from permafrost.tracking import CELLS, TrackingError, tracker
+from mlflow_faults import AT_ONCE, expected, refuse, runs_of, told, track, train_runs
+from permafrost.runs.store import RunStore
+from permafrost.tracking import RUNS, TrackingError, tracker
 from project import wait_for
 
 pytestmark = pytest.mark.workflow
@@ -77,9 +77,9 @@ def test_a_damaged_database(tally, make_root, fresh, capfd):
                 root = make_root()
                 shutil.copy(fresh, root / "mlflow.db")
                 damage(root / "mlflow.db")
-                train_cells(root, [0, 1])
+                train_runs(root, [0, 1])
                 assert any(word in refuse(root) for word in WORDS[damage.__name__])
-                assert max(train_cells(root, [2]), train_cells(root, [3])) < AT_ONCE
+                assert max(train_runs(root, [2]), train_runs(root, [3])) < AT_ONCE
                 assert len(told(capfd.readouterr().err)) == 3
                 replace(root / "mlflow.db", fresh)
                 assert track(root)["written"] == 4
@@ -124,8 +124,8 @@ def test_a_locked_database(tally, rounds, make_root, fresh, monkeypatch, capfd):
                         wait_for(lambda: runs_of(database), 30, "the run's start")
                         stack.enter_context(locked(database))
 
-                assert train_cells(root, [0], lock) < AT_ONCE
-                assert train_cells(root, [1]) < AT_ONCE
+                assert train_runs(root, [0], lock) < AT_ONCE
+                assert train_runs(root, [1]) < AT_ONCE
                 assert len(told(capfd.readouterr().err)) == 2
                 stack.close()
                 track(root)
@@ -139,7 +139,7 @@ import mlflow_faults
 load_mlflow(os.environ["MLFLOW_TRACKING_URI"])
 if sys.argv[3] == "limit":
     resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192))
-print(mlflow_faults.train_cells(Path(sys.argv[1]), [0, 1]))
+print(mlflow_faults.train_runs(Path(sys.argv[1]), [0, 1]))
 """
 
 
@@ -215,7 +215,7 @@ def test_a_database_of_another_mlflow(tally, make_root, fresh, capfd):
                 before = version_of(database)
                 capfd.readouterr()
                 assert "another version of MLflow" in refuse(root)
-                train_cells(root, [0])
+                train_runs(root, [0])
                 (line,) = told(capfd.readouterr().err)
                 assert "`mlflow db upgrade`" in line
                 assert version_of(database) == before
@@ -229,17 +229,17 @@ def write_cells(root, numbers):
     """Be one of many processes, which share a few cores: each is given time."""
     tracker.WAIT = 120.0
     torch.set_num_threads(1)
-    train_cells(root, numbers)
+    train_runs(root, numbers)
 
 
 def test_many_writers_on_a_fresh_database(tally, rounds, make_root):
-    writers, cells = rounds(2, 8), rounds(2, 4)
+    writers, runs = rounds(2, 8), rounds(2, 4)
     with (
         tally("Many processes write to a fresh MLflow") as fault,
         fault.trial(f"{writers} at once"),
     ):
         root, context = make_root(), multiprocessing.get_context("spawn")
-        shares = [range(w * cells, (w + 1) * cells) for w in range(writers)]
+        shares = [range(w * runs, (w + 1) * runs) for w in range(writers)]
         processes = [context.Process(target=write_cells, args=(root, s)) for s in shares]
         for process in processes:
             process.start()
@@ -247,8 +247,8 @@ def test_many_writers_on_a_fresh_database(tally, rounds, make_root):
             process.join(300)
         assert [process.exitcode for process in processes] == [0] * writers
         # Logged while they ran: there is nothing left for `permafrost track`.
-        assert runs_of(root / "mlflow.db") == expected(range(writers * cells))
-        assert track(root) == {"written": 0, "deleted": 0, "kept": writers * cells}
+        assert runs_of(root / "mlflow.db") == expected(range(writers * runs))
+        assert track(root) == {"written": 0, "deleted": 0, "kept": writers * runs}
 
 
 def test_deleted_experiment_is_restored_as_is_said(tmp_path, capsys, monkeypatch):
@@ -256,12 +256,12 @@ def test_deleted_experiment_is_restored_as_is_said(tmp_path, capsys, monkeypatch
     from mlflow.tracking import MlflowClient
 
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    train_cells(tmp_path, [1])
+    train_runs(tmp_path, [1])
     client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
-    client.delete_experiment(client.get_experiment_by_name(CELLS).experiment_id)
-    train_cells(tmp_path, [2])
+    client.delete_experiment(client.get_experiment_by_name(RUNS).experiment_id)
+    train_runs(tmp_path, [2])
     assert "the training goes on" in capsys.readouterr().err
-    store = CellStore(tmp_path)
+    store = RunStore(tmp_path)
     with pytest.raises(TrackingError, match="was deleted; restore it by `") as raised:
         store.tracker.reconcile(store.run_records(), store.is_active)
     command = str(raised.value).split("`")[1]
@@ -269,6 +269,6 @@ def test_deleted_experiment_is_restored_as_is_said(tmp_path, capsys, monkeypatch
     subprocess.run(
         command, shell=True, cwd=tmp_path, env=os.environ | {"PATH": programs}, check=True
     )
-    store = CellStore(tmp_path)
+    store = RunStore(tmp_path)
     counts = store.tracker.reconcile(store.run_records(), store.is_active)
     assert counts == {"written": 1, "deleted": 0, "kept": 1}

@@ -19,10 +19,10 @@ from mlflow_faults import (
     serve,
     told,
     track,
-    train_cells,
+    train_runs,
 )
-from permafrost.cells import CellStore
-from permafrost.tracking import CELLS, RunRecord, Tracker, tracker
+from permafrost.runs.store import RunStore
+from permafrost.tracking import RUNS, RunRecord, Tracker, tracker
 
 pytestmark = pytest.mark.workflow
 
@@ -39,15 +39,15 @@ def test_a_training_that_is_stopped(make_root, fresh, error, status):
         raise error
 
     with pytest.raises(error):
-        train_cells(root, [0], stop)
+        train_runs(root, [0], stop)
     ((key, *rest),) = runs_of(root / "mlflow.db")
     assert (key, rest[0]) == (request(0).key, status)
-    with CellStore(root).lock(key):  # while it is trained again
+    with RunStore(root).lock(key):  # while it is trained again
         assert track(root) == {"written": 0, "deleted": 0, "kept": 0}
     assert track(root) == {"written": 0, "deleted": 1, "kept": 0}
     with pytest.raises(error):
-        train_cells(root, [0], stop)
-    train_cells(root, [0])
+        train_runs(root, [0], stop)
+    train_runs(root, [0])
     assert runs_of(root / "mlflow.db") == expected([0])
 
 
@@ -56,7 +56,7 @@ def test_a_stopped_training_does_not_wait(make_root, monkeypatch, capfd):
     with serve(never) as (uri, _):
         root, begin = make_root(uri), time.monotonic()
         with pytest.raises(ZeroDivisionError):
-            train_cells(root, [0], lambda epoch: 1 / 0)
+            train_runs(root, [0], lambda epoch: 1 / 0)
         assert time.monotonic() - begin < tracker.WAIT
     time.sleep(0.5)  # the call that hung ends with the server
     assert told(capfd.readouterr().err) == []
@@ -65,7 +65,7 @@ def test_a_stopped_training_does_not_wait(make_root, monkeypatch, capfd):
 def test_a_run_of_a_stored_cell_that_is_not_whole_is_rewritten(make_root, fresh):
     root = make_root()
     shutil.copy(fresh, root / "mlflow.db")
-    train_cells(root, [0])
+    train_runs(root, [0])
     for status in ("RUNNING", "KILLED", "FAILED"):
         with closing(sqlite3.connect(root / "mlflow.db")) as store, store:
             store.execute("UPDATE runs SET status = ?", (status,))
@@ -78,7 +78,7 @@ def test_another_copys_training_under_way_is_left(make_root, fresh):
     server, mine, other = make_root(), make_root(), make_root()
     shutil.copy(fresh, server / "mlflow.db")
     make_root.use(f"sqlite:///{server}/mlflow.db")
-    with Tracker(other).live(RunRecord("other", CELLS, "other")):
+    with Tracker(other).live(RunRecord("other", RUNS, "other")):
         pass  # without an end
     for root, deleted in ((mine, 0), (other, 1)):
         assert track(root) == {"written": 0, "deleted": deleted, "kept": 0}
@@ -88,7 +88,7 @@ def test_another_copys_training_under_way_is_left(make_root, fresh):
 def test_another_copys_run_of_the_same_training_is_left(make_root, fresh):
     server, mine, other = make_root(), make_root(), make_root()
     shutil.copy(fresh, server / "mlflow.db")
-    train_cells(mine, [0])
+    train_runs(mine, [0])
     make_root.use(f"sqlite:///{server}/mlflow.db")
     during = []
 
@@ -97,7 +97,7 @@ def test_another_copys_run_of_the_same_training_is_left(make_root, fresh):
             assert track(mine) == {"written": 1, "deleted": 0, "kept": 0}
             during.append(runs_of(server / "mlflow.db"))
 
-    train_cells(other, [0], between)
+    train_runs(other, [0], between)
     assert sorted(status for _, status, *_ in during[0]) == ["FINISHED", "RUNNING"]
     for root in (mine, other):
         assert track(root) == {"written": 0, "deleted": 0, "kept": 1}
@@ -110,7 +110,7 @@ def test_all_runs_of_the_projects_own_database_are_its(make_root, fresh, monkeyp
     root = make_root(uri)
     monkeypatch.chdir(root)
     shutil.copy(fresh, root / "mlflow.db")
-    with Tracker(root).live(RunRecord("old", CELLS, "old")):
+    with Tracker(root).live(RunRecord("old", RUNS, "old")):
         pass  # without an end
     shutil.rmtree(root / ".permafrost")
     assert track(root) == {"written": 0, "deleted": 1, "kept": 0}
@@ -120,7 +120,7 @@ def test_all_runs_of_the_projects_own_database_are_its(make_root, fresh, monkeyp
 def test_any_path_of_a_project(make_root, tmp_path, name):
     root = make_root() / name
     root.mkdir()
-    train_cells(root, [0])
+    train_runs(root, [0])
     assert runs_of(root / "mlflow.db") == expected([0])
 
 
@@ -142,8 +142,8 @@ def test_a_run_that_lacks_its_pictures_is_rewritten(make_root, fresh, tmp_path):
 def test_a_run_that_ends_while_the_store_is_read_stays(make_root, fresh, monkeypatch):
     root = make_root()
     shutil.copy(fresh, root / "mlflow.db")
-    train_cells(root, [0])
-    store = CellStore(root)
+    train_runs(root, [0])
+    store = RunStore(root)
     read = Tracker._runs
 
     def outdated(*arguments):
@@ -162,7 +162,7 @@ def test_a_run_that_ends_while_the_store_is_read_stays(make_root, fresh, monkeyp
 def test_a_training_that_diverged(make_root, fresh, live):
     root = make_root(None if live else f"http://127.0.0.1:{free_port()}")
     shutil.copy(fresh, root / "mlflow.db")
-    store, text = CellStore(root), "the loss is not finite; " + "x" * 20000
+    store, text = RunStore(root), "the loss is not finite; " + "x" * 20000
     row = {"status": "failed", "error": text}
     store.obtain(request(0), make_train(0, row=row))
     make_root.use(None)
@@ -176,7 +176,7 @@ def test_a_training_that_diverged(make_root, fresh, live):
         assert len(points) == EPOCHS
         assert track(root) == {"written": 0, "deleted": 0, "kept": 1}
     store.delete(key)
-    track(root)  # a run whose cell was deleted stays
+    track(root)  # a run whose run was deleted stays
     assert len(runs_of(root / "mlflow.db")) == 1
 
 

@@ -28,9 +28,9 @@ from mlflow_faults import (
     survive,
     told,
     track,
-    train_cells,
+    train_runs,
 )
-from permafrost.cells import CellStore
+from permafrost.runs.store import RunStore
 from permafrost.tracking import tracker
 from project import wait_for
 
@@ -147,7 +147,7 @@ def test_a_process_ends_though_the_server_hangs(tally, rounds, make_root):
 import sys; from pathlib import Path; sys.path.insert(0, sys.argv[2])
 from permafrost.tracking import tracker; import mlflow_faults
 tracker.WAIT = 0.5
-mlflow_faults.train_cells(Path(sys.argv[1]), [0])
+mlflow_faults.train_runs(Path(sys.argv[1]), [0])
 """
     with tally("MLflow's server hangs") as fault, fault.trial("the exit"):
         with serve(drip) as (uri, _):
@@ -173,14 +173,14 @@ mlflow_faults.train_cells(Path(sys.argv[1]), [0])
 def test_a_failure_is_told_once_and_ends_the_live_logging_of_its_process(make_root, capfd):
     with serve(WRONG["500"]) as (uri, asked):
         root = make_root(uri)
-        store = CellStore(root)
+        store = RunStore(root)
         store.obtain(request(0), make_train(0))
         assert len(told(capfd.readouterr().err)) == 1
         before = asked["requests"]
         store.obtain(request(1), make_train(1))
         assert asked["requests"] == before > 0
         assert told(capfd.readouterr().err) == []
-        train_cells(root, [2])  # another process tries again
+        train_runs(root, [2])  # another process tries again
         assert asked["requests"] > before
         assert len(told(capfd.readouterr().err)) == 1
 
@@ -192,7 +192,7 @@ def test_the_real_server(tally, rounds, real_server, make_root, fresh, monkeypat
     """Up, slow, killed in the middle of a training, down, up again."""
     with tally("MLflow's server dies") as fault:
         with fault.trial("up"):
-            assert train_cells(make_root(real_server.uri), [0]) < AT_ONCE
+            assert train_runs(make_root(real_server.uri), [0]) < AT_ONCE
             assert runs_of(real_server.database) == expected([0])
         for number in range(1, rounds(2, 4)):
             root = make_root(real_server.uri)
@@ -208,8 +208,8 @@ def test_the_real_server(tally, rounds, real_server, make_root, fresh, monkeypat
                         )
                         real_server.kill()
 
-                assert train_cells(root, [10 * number], kill) < AT_ONCE
-                assert train_cells(root, [10 * number + 1]) < AT_ONCE
+                assert train_runs(root, [10 * number], kill) < AT_ONCE
+                assert train_runs(root, [10 * number + 1]) < AT_ONCE
                 assert len(told(capfd.readouterr().err)) == 2
                 real_server.start()
                 real_server.wait()
@@ -223,7 +223,7 @@ def test_the_real_server(tally, rounds, real_server, make_root, fresh, monkeypat
             if not rounds(0, 1):
                 return
             root = make_root(uri)
-            assert train_cells(root, [100], lambda epoch: time.sleep(8)) < 24 + tracker.WAIT + 5
+            assert train_runs(root, [100], lambda epoch: time.sleep(8)) < 24 + tracker.WAIT + 5
             assert told(capfd.readouterr().err) == []
             found = [run for run in runs_of(real_server.database) if run[0] == request(100).key]
             assert found == expected([100])
@@ -245,7 +245,7 @@ def test_the_real_server_acts_late(tally, rounds, real_server, make_root, capfd)
     with tally("MLflow's server acts 30 s late") as fault, fault.trial("begins a run"), late as uri:
         capfd.readouterr()
         root = make_root(uri)
-        assert train_cells(root, [300]) < tracker.WAIT + 5
+        assert train_runs(root, [300]) < tracker.WAIT + 5
         assert len(told(capfd.readouterr().err)) == 1
         make_root.use(real_server.uri)
         track(root)
@@ -260,7 +260,7 @@ def test_no_secret_is_stored(tally, real_server, make_root):
     """The server takes any password."""
     with tally("a password in the URI of a working store") as fault, fault.trial("HTTP"):
         root = make_root(real_server.uri.replace("//", "//user:s3cr3t@"))
-        train_cells(root, [400])
+        train_runs(root, [400])
         assert [run for run in runs_of(real_server.database) if run[0] == request(400).key]
         files = [path for path in root.rglob("*") if path.is_file()]
         written = [path.read_bytes() for path in (*files, real_server.database)]

@@ -19,7 +19,8 @@ from typer.testing import CliRunner
 
 from limits import check_with_little_memory, no_hang, no_rights, open_folder
 from permafrost.cli import app
-from permafrost.params import MAX_BYTES, Params, load_params
+from permafrost.names import load_checked
+from permafrost.params import MAX_BYTES, Params
 
 FILE = Path("params.yaml")
 LONGEST = 700  # characters of a refusal
@@ -460,9 +461,9 @@ def test_real_command(tally, rounds):
 )
 def test_good(text, values):
     FILE.write_bytes(text.encode())
-    assert load_params(FILE) == Params.model_validate(values)
+    assert load_checked(FILE) == Params.model_validate(values)
 
 
 def test_minus_zero_is_zero():
     FILE.write_text("{train: {weight_decay: -0.0}, sweep: {pcts: [-0.0]}, freeze: {pct: -0.0}}")
-    assert "-0.0" not in repr(load_params(FILE).model_dump())
+    assert "-0.0" not in repr(load_checked(FILE).model_dump())

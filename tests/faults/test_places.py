@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from mlflow_faults import RealServer, runs_of
 from permafrost.cli import app
-from permafrost.tracking import CELLS, VARIANTS, RunRecord, Tracker
+from permafrost.tracking import RUNS, VARIANTS, RunRecord, Tracker
 from permafrost.tracking.place import Place
 
 KEPT = {"written": 0, "deleted": 0, "kept": 1}
@@ -26,7 +26,7 @@ def on_server(make_root, fresh, monkeypatch):
 
 
 def record(key, **more):
-    return RunRecord(key, CELLS, key, metrics={"acc": 0.5}, **more)
+    return RunRecord(key, RUNS, key, metrics={"acc": 0.5}, **more)
 
 
 def begin(root, key):

@@ -48,7 +48,7 @@ def test_cells_in_another_order(tally, before_sweep, tmp_path):
     projects = [before_sweep.copy(tmp_path / name) for name in ("one", "other")]
     strategies = SMALL["sweep"]["strategies"]
     projects[1].change({"sweep": {"strategies": strategies[::-1], "workers": 1}})
-    with tally("the sweep's cells in another order") as fault, fault.trial("reversed"):
+    with tally("the sweep's runs in another order") as fault, fault.trial("reversed"):
         rows = []
         for project in projects:
             project.run("permafrost", "sweep")
@@ -69,7 +69,7 @@ def test_rebuild_from_scratch(tally, undisturbed, before_sweep, tmp_path):
     with tally("PERMAFROST_FRESH=1 dvc repro -f") as fault, fault.trial("rebuilt"):
         project.run("dvc", "repro", "-f", PERMAFROST_FRESH="1")
         assert project.bits() == undisturbed.bits
-        # The variant is a cell of the sweep, and both stages train it.
+        # The variant is a run of the sweep, and both stages train it.
         assert sum((project.epochs() - before).values()) >= sum(undisturbed.epochs.values())
 
 

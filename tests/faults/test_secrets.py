@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from mlflow_faults import free_port, serve, train_cells, unauthorized
+from mlflow_faults import free_port, serve, train_runs, unauthorized
 from permafrost import maintenance
 from permafrost.errors import InputError
 from project import wait_for
@@ -36,7 +36,7 @@ def test_no_secret_is_told_or_written(tally, make_root, monkeypatch, capfd):
                 for name, value in variables.items():
                     monkeypatch.setenv(f"MLFLOW_TRACKING_{name}", value)
                 monkeypatch.setattr(maintenance, "project_root", lambda root=root: root)
-                train_cells(root, [0])
+                train_runs(root, [0])
                 texts = list(capfd.readouterr())
                 assert "the training goes on" in texts[1]
                 for command in (maintenance.track_all, lambda: maintenance.serve_ui(1)):

@@ -9,7 +9,7 @@ import torch
 
 from edges import CPU, FLAT, MILD, all_finite, masks_of, train
 from permafrost.data import Batches
-from permafrost.evaluation import accuracy
+from permafrost.evaluation.accuracy import accuracy
 from permafrost.explain import (
     SALIENCY_METHODS,
     class_saliency,

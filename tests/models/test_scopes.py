@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from permafrost.data import Batches, LabeledImages, Normalization
-from permafrost.evaluation import accuracy, response_drift
+from permafrost.evaluation.accuracy import accuracy
+from permafrost.evaluation.drift import response_drift
 from permafrost.explain import (
     SALIENCY_METHODS,
     class_saliency,

@@ -1,18 +1,18 @@
-"""What tests of runs share: the inputs of small cells."""
+"""What tests of runs share: the inputs of small runs."""
 
 import dataclasses
 
 import pytest
 
-from permafrost.experiment import CellInputs, new_network
-from small_cells import make_knowledge, make_params, unread
+from permafrost.experiment import RunInputs, new_network
+from small_runs import make_knowledge, make_params, unread
 
 
 @pytest.fixture
 def inputs(make_sequence):
     """Return inputs without what stage consolidate writes."""
     first = new_network(make_params(), 0).state_dict()
-    return CellInputs(make_sequence(validation=2), "tasks", first, "first", unread)
+    return RunInputs(make_sequence(validation=2), "tasks", first, "first", unread)
 
 
 @pytest.fixture

@@ -2,11 +2,12 @@
 
 import pytest
 
-from permafrost.artifacts import file_digest, load_tensors
-from permafrost.cells import with_row
+from permafrost.artifacts import file_digest
 from permafrost.experiment import new_network, train_first_task
 from permafrost.runs.rows import row_accuracies
-from small_cells import CPU, as_json, make_params
+from permafrost.runs.store import with_row
+from permafrost.tensors import load_tensors
+from small_runs import CPU, as_json, make_params
 
 
 def test_the_first_task(store, make_sequence):

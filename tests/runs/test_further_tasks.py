@@ -5,17 +5,18 @@ import dataclasses
 import pytest
 import torch
 
-from permafrost.artifacts import file_digest, load_tensors
-from permafrost.cells import with_row
+from permafrost.artifacts import file_digest
 from permafrost.errors import InputError, NotFiniteError
-from permafrost.experiment import CellInputs, knowledge_name, new_network, train_cell
+from permafrost.experiment import RunInputs, knowledge_name, new_network, train_run
 from permafrost.models import HEADS
-from permafrost.plan import CellSpec
 from permafrost.ranking import CONTROLS, RESPONSES, method
 from permafrost.ranking.method import frozen_masks
 from permafrost.runs import further_tasks
+from permafrost.runs.spec import RunSpec
+from permafrost.runs.store import with_row
 from permafrost.strategies import STRATEGIES, ranked
-from small_cells import (
+from permafrost.tensors import load_tensors
+from small_runs import (
     CPU,
     EWC,
     FINETUNE,
@@ -43,8 +44,8 @@ EPOCHS = {"packnet": 1 + 2, "critical_layer": 2 + 2, "joint": 2 * 2}
         FREEZE,
         make_joint(0, "multi", 2),
         EWC,
-        CellSpec("packnet", 0, "multi", hyper=(("prune", 0.5),)),
-        CellSpec("critical_layer", 0, "shared"),
+        RunSpec("packnet", 0, "multi", hyper=(("prune", 0.5),)),
+        RunSpec("critical_layer", 0, "shared"),
         dataclasses.replace(FREEZE, strategy="freeze_lwf", hyper=LWF.hyper),
     ],
     ids=lambda spec: spec.name,
@@ -54,7 +55,7 @@ def test_a_killed_cell_goes_on_to_the_same_bits(make_store, informed, spec, opti
     params = make_params(train={"optimizer": optimizer})
     masks = MASKS if spec.metric else None
     whole, killed = make_store("whole"), make_store("killed")
-    record = train_cell(whole, params, spec, informed, masks, CPU)
+    record = train_run(whole, params, spec, informed, masks, CPU)
     epochs = []
 
     def kill(progress):
@@ -63,11 +64,11 @@ def test_a_killed_cell_goes_on_to_the_same_bits(make_store, informed, spec, opti
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train_cell(killed, params, spec, informed, masks, CPU, kill)
+        train_run(killed, params, spec, informed, masks, CPU, kill)
     folder = killed.folder / record["key"]
     assert [path.name for path in folder.iterdir()] == ["checkpoint.safetensors"]
     assert killed.load(record["key"]) is None
-    again = train_cell(killed, params, spec, informed, masks, CPU, kill)
+    again = train_run(killed, params, spec, informed, masks, CPU, kill)
     assert epochs == list(range(1, EPOCHS.get(spec.strategy, 2) + 1))  # no epoch twice
     assert as_json(again) == as_json(record)
     key = record["key"]
@@ -86,7 +87,7 @@ def test_a_killed_cell_goes_on_to_the_same_bits(make_store, informed, spec, opti
 
 def test_the_record_of_a_cell(store, inputs):
     params = make_params()
-    record = train_cell(store, params, FREEZE, inputs, MASKS, CPU)
+    record = train_run(store, params, FREEZE, inputs, MASKS, CPU)
     assert as_json(with_row(store.load(record["key"]))) == as_json(record)
     row = record["row"]
     assert len(row["R"]) == 3
@@ -115,16 +116,16 @@ def test_the_record_of_a_cell(store, inputs):
 
 
 def test_what_never_froze_and_what_froze_all(store, inputs):
-    record = train_cell(store, make_params(), FINETUNE, inputs, None, CPU)
+    record = train_run(store, make_params(), FINETUNE, inputs, None, CPU)
     assert record["row"]["drift_frozen"] is None
     assert record["row"]["drift_live"] > 0
     assert record["row"]["saliency"] is None
-    probe = CellSpec("linear_probe", 0, "shared")
-    record = train_cell(store, make_params(), probe, inputs, None, CPU)
+    probe = RunSpec("linear_probe", 0, "shared")
+    record = train_run(store, make_params(), probe, inputs, None, CPU)
     assert record["row"]["drift_frozen"] == 0
     assert record["row"]["drift_live"] is None
     joint = make_joint(0, "expanding", 1)
-    record = train_cell(store, make_params(), joint, inputs, None, CPU)
+    record = train_run(store, make_params(), joint, inputs, None, CPU)
     assert record["row"]["R"][1] == [None, None]
     assert record["row"]["hyper"] == {"passes": 1}
     assert record["row"]["forgetting"] is None
@@ -136,7 +137,7 @@ def test_every_strategy_has_a_cell(store, informed, strategy):
     spec = cell_of(strategy)
     assert spec.strategy == strategy
     masks = None if spec.metric is None else frozen_masks(make_orders(), spec.pct)
-    record = train_cell(store, make_params(), spec, informed, masks, CPU)
+    record = train_run(store, make_params(), spec, informed, masks, CPU)
     row = record["row"]
     assert as_json(with_row(store.load(record["key"]))) == as_json(record)
     assert (record["kind"], row["status"], row["strategy"]) == ("cell", "done", strategy)
@@ -186,7 +187,7 @@ def test_what_a_strategy_keeps(store, informed):
             2 * weights + frozen,
         ),
     ):
-        record = train_cell(store, make_params(), spec, inputs, masks, CPU)
+        record = train_run(store, make_params(), spec, inputs, masks, CPU)
         assert record["row"]["memory_bytes"] == expected, spec.name
 
 
@@ -196,18 +197,18 @@ def test_a_strategy_reads_its_own_part_of_what_is_known(store, informed):
     mine = knowledge_name(STRATEGIES["replay"])
     others = {name: value for name, value in known.items() if name.startswith(f"{mine}/")}
     alone = dataclasses.replace(informed, read_knowledge=lambda: others)
-    record = train_cell(store, make_params(), REPLAY, alone, None, CPU)
-    assert train_cell(store, make_params(), REPLAY, informed, None, CPU) == record
+    record = train_run(store, make_params(), REPLAY, alone, None, CPU)
+    assert train_run(store, make_params(), REPLAY, informed, None, CPU) == record
     other = {name: value.flip(0) for name, value in others.items() if "images" in name}
     changed = dataclasses.replace(informed, read_knowledge=lambda: others | other)
-    again = train_cell(store, make_params(), REPLAY, changed, None, CPU)
+    again = train_run(store, make_params(), REPLAY, changed, None, CPU)
     assert again["history"] != record["history"]
 
 
 def test_the_accuracy_after_pruning(store, inputs):
     params = make_params(train={"epochs": 3})
-    spec = CellSpec("packnet", 0, "multi", hyper=(("prune", 0.5),))
-    record = train_cell(store, params, spec, inputs, None, CPU)
+    spec = RunSpec("packnet", 0, "multi", hyper=(("prune", 0.5),))
+    record = train_run(store, params, spec, inputs, None, CPU)
     row, history = record["row"], record["history"]
     assert [(epoch["phase"], epoch["epoch"]) for epoch in history] == [
         ("retrain", 1),
@@ -225,8 +226,8 @@ def test_the_accuracy_after_pruning(store, inputs):
 def test_the_accuracy_of_every_task_after_its_pruning(store, make_sequence):
     params = make_params(split={"tasks": 4})
     inputs = make_inputs(params, make_sequence(tasks=4))
-    spec = CellSpec("packnet", 0, "multi", hyper=(("prune", 0.5),))
-    record = train_cell(store, params, spec, inputs, None, CPU)
+    spec = RunSpec("packnet", 0, "multi", hyper=(("prune", 0.5),))
+    record = train_run(store, params, spec, inputs, None, CPU)
     row, history = record["row"], record["history"]
     for task in (1, 2, 3):
         (pruned,) = (e for e in history if e["phase"] == "retrain" and e["task"] == task + 1)
@@ -241,7 +242,7 @@ def test_a_training_that_diverges_is_a_failed_cell(store, inputs):
     params = make_params(train={"lr": 10.0, "epochs": 8}, model={"batch_norm": False})
     first = {name: 1e3 * value for name, value in new_network(params, 0).state_dict().items()}
     inputs = dataclasses.replace(inputs, first=first)
-    record = train_cell(store, params, FINETUNE, inputs, None, CPU)
+    record = train_run(store, params, FINETUNE, inputs, None, CPU)
     row = record["row"]
     assert row["status"] == "failed"
     assert "train.lr=10.0" in row["error"]
@@ -249,7 +250,7 @@ def test_a_training_that_diverges_is_a_failed_cell(store, inputs):
     assert "R" not in row
     assert "acc_mean" not in row
     assert as_json(with_row(store.load(record["key"]))) == as_json(record)
-    again = train_cell(store, params, FINETUNE, inputs, None, CPU)
+    again = train_run(store, params, FINETUNE, inputs, None, CPU)
     assert as_json(again) == as_json(record)
     assert len(store.tracker.runs) == 1
 
@@ -261,7 +262,7 @@ def test_a_training_whose_drift_is_not_finite_is_a_failed_cell(store, inputs, mo
         raise NotFiniteError("a response of layer features.0 is not finite")
 
     monkeypatch.setattr(further_tasks, "response_drift", overflow)
-    record = train_cell(store, make_params(), FINETUNE, inputs, None, CPU)
+    record = train_run(store, make_params(), FINETUNE, inputs, None, CPU)
     assert (record["row"]["status"], "R" in record["row"]) == ("failed", False)
     assert record["row"]["error"] == "a response of layer features.0 is not finite"
     assert [row["epoch"] for row in record["history"]] == [1, 2]
@@ -272,7 +273,7 @@ def test_a_training_whose_drift_is_not_finite_is_a_failed_cell(store, inputs, mo
 
 
 def train_ranked(store, sequence, criterion, head="multi", pct=0.5):
-    """Train a cell whose filters are ranked anew; return its record and the first weights."""
+    """Train a run whose filters are ranked anew; return its record and the first weights."""
     tasks = len(sequence.tasks)
     params = make_params(
         split={"tasks": tasks},
@@ -285,8 +286,8 @@ def train_ranked(store, sequence, criterion, head="multi", pct=0.5):
     )
     inputs = make_inputs(params, sequence)
     masks = frozen_masks(make_orders(params), pct)
-    spec = CellSpec("freeze", 0, head, criterion, pct)
-    return train_cell(store, params, spec, inputs, masks, CPU), inputs.first
+    spec = RunSpec("freeze", 0, head, criterion, pct)
+    return train_run(store, params, spec, inputs, masks, CPU), inputs.first
 
 
 OWN = "custom.centre_distance:centre_distance"
@@ -329,7 +330,7 @@ def test_a_third_task_ranks_anew(store, make_sequence, monkeypatch, head):
         visualize={"steps": 1},
     )
     first = new_network(params, 0).state_dict()
-    inputs = CellInputs(make_sequence(tasks=3), "tasks", first, "first", unread)
+    inputs = RunInputs(make_sequence(tasks=3), "tasks", first, "first", unread)
     asked = []
 
     def rank(view, batches, classes, *rest):
@@ -338,9 +339,9 @@ def test_a_third_task_ranks_anew(store, make_sequence, monkeypatch, head):
 
     original = ranked.rank_network
     monkeypatch.setattr(ranked, "rank_network", rank)
-    spec = CellSpec("freeze", 0, head, "mse", 0.5)
+    spec = RunSpec("freeze", 0, head, "mse", 0.5)
     masks = frozen_masks(make_orders(params), 0.5)
-    record = train_cell(store, params, spec, inputs, masks, CPU)
+    record = train_run(store, params, spec, inputs, masks, CPU)
     ((outputs, classes, batches),) = asked  # before task 3; the first masks were given
     assert (outputs, classes) == (2, 2)  # the task's own outputs
     assert torch.equal(batches.images, inputs.tasks.tasks[1].train.images)

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from permafrost import registry
-from permafrost.experiment import CellInputs, knowledge_name
+from permafrost.experiment import RunInputs, knowledge_name
 from permafrost.runs import key
 from permafrost.strategies import STRATEGIES
-from small_cells import (
+from small_runs import (
     EWC,
     FINETUNE,
     FREEZE,
@@ -30,7 +30,7 @@ def other_masks():
     return masks
 
 
-# The same cell, but for one thing.
+# The same run, but for one thing.
 CHANGES = {
     "seed": {"spec": dataclasses.replace(FREEZE, seed=1)},
     "strategy": {"spec": FINETUNE, "masks": None},
@@ -145,7 +145,7 @@ def test_the_key_does_not_change_with_the_order_of_the_masks(inputs):
 
 
 def test_the_key_of_a_third_task_changes_with_how_it_is_ranked(make_sequence):
-    inputs = CellInputs(make_sequence(tasks=3), "tasks", {}, "first", unread)
+    inputs = RunInputs(make_sequence(tasks=3), "tasks", {}, "first", unread)
     keys = {
         key_of(FREEZE, inputs, split={"tasks": 3}, **sections)
         for sections in (
@@ -172,7 +172,7 @@ def test_the_key_changes_with_the_code_of_ones_own_criterion(make_sequence, tmp_
     )
     spec = dataclasses.replace(FREEZE, metric="custom.score:score")
     for tasks, count in ((3, 2), (2, 1)):
-        inputs = CellInputs(make_sequence(tasks=tasks), "tasks", {}, "first", unread)
+        inputs = RunInputs(make_sequence(tasks=tasks), "tasks", {}, "first", unread)
         keys = set()
         for text in ("WEIGHT = 1.0\n", "WEIGHT = 1.0  # as before\n", "WEIGHT = 2.0\n"):
             helper.write_text(text)

@@ -6,7 +6,7 @@ from permafrost.evaluation import Accuracy
 from permafrost.runs.outcome import accuracy_facts
 from permafrost.runs.rows import further_row
 from permafrost.strategies import Progress
-from small_cells import FILTERS
+from small_runs import FILTERS
 
 
 def test_the_row_is_derived_from_the_matrix():

@@ -5,10 +5,10 @@ import dataclasses
 import torch
 
 from permafrost.artifacts import file_digest
-from permafrost.cells import CellRequest
-from permafrost.experiment import train_cell
+from permafrost.experiment import train_run
 from permafrost.runs.outcome import Outcome
-from small_cells import CPU, FINETUNE, FREEZE, MASKS, make_params
+from permafrost.runs.store import RunRequest
+from small_runs import CPU, FINETUNE, FREEZE, MASKS, make_params
 
 
 def test_a_trial_is_measured_on_validation_images(store, inputs):
@@ -18,10 +18,10 @@ def test_a_trial_is_measured_on_validation_images(store, inputs):
         assert torch.equal(theirs.test.images, mine.validation.images)
         assert torch.equal(theirs.test.labels, mine.validation.labels)
         assert torch.equal(theirs.train.images, mine.train.images)
-    cell = train_cell(store, make_params(), FINETUNE, inputs, None, CPU)
-    trial = train_cell(store, make_params(), FINETUNE, validation, None, CPU)
-    assert (cell["kind"], trial["kind"]) == ("cell", "trial")
-    assert cell["key"] != trial["key"]
+    run = train_run(store, make_params(), FINETUNE, inputs, None, CPU)
+    trial = train_run(store, make_params(), FINETUNE, validation, None, CPU)
+    assert (run["kind"], trial["kind"]) == ("cell", "trial")
+    assert run["key"] != trial["key"]
     runs = [run.result for run in store.tracker.runs]
     assert [run.experiment for run in runs] == ["permafrost", "permafrost-trials"]
     assert [run.tags["kind"] for run in runs] == ["cell", "trial"]
@@ -29,12 +29,12 @@ def test_a_trial_is_measured_on_validation_images(store, inputs):
     told = {f"machine.{name}" for name in ("libraries", "cpu", "gpu", "threads", "determinism")}
     assert all(told <= run.tags.keys() for run in runs)
     # One training, measured on other images.
-    files = [file_digest(store.model_path(record["key"])) for record in (cell, trial)]
+    files = [file_digest(store.model_path(record["key"])) for record in (run, trial)]
     assert files[0] == files[1]
-    losses = [[row["train_loss"] for row in r["history"]] for r in (cell, trial)]
+    losses = [[row["train_loss"] for row in r["history"]] for r in (run, trial)]
     assert losses[0] == losses[1]
     assert {count for entry in trial["R"][2] for count in entry["count"]} == {2}
-    assert train_cell(store, make_params(), FINETUNE, validation, None, CPU) == trial
+    assert train_run(store, make_params(), FINETUNE, validation, None, CPU) == trial
     assert len(store.tracker.runs) == 2
 
 
@@ -43,13 +43,13 @@ def test_a_trial_never_sees_the_test_images(store, inputs):
     validation = inputs.on_validation()
     tasks = tuple(dataclasses.replace(task, test=task.validation) for task in inputs.tasks.tasks)
     poor = dataclasses.replace(inputs, tasks=dataclasses.replace(inputs.tasks, tasks=tasks))
-    one = train_cell(store, make_params(), FREEZE, validation, MASKS, CPU)
-    other = train_cell(store, make_params(), FREEZE, poor.on_validation(), MASKS, CPU)
+    one = train_run(store, make_params(), FREEZE, validation, MASKS, CPU)
+    other = train_run(store, make_params(), FREEZE, poor.on_validation(), MASKS, CPU)
     assert one == other
     everything = store.obtain(
-        CellRequest("cell", "poor", {}, {}, ()),
+        RunRequest("cell", "poor", {}, {}, ()),
         lambda progress, on_epoch: Outcome(
-            train_cell(Through(), make_params(), FREEZE, poor, MASKS, CPU), {}, 0.0
+            train_run(Through(), make_params(), FREEZE, poor, MASKS, CPU), {}, 0.0
         ),
     )
     assert everything["row"]["R"] == one["row"]["R"]

@@ -5,13 +5,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from permafrost.artifacts import load_tensors, save_tasks, save_tensors
 from permafrost.data import Batches
 from permafrost.experiment import new_network
 from permafrost.params import Params
 from permafrost.ranking import filter_responses, network_evidence, order_filters
 from permafrost.stages import rank as stage
-from permafrost.stages.workspace import FILTERS, FIRST, RANKS, SALIENCY, TASKS, seed_file
+from permafrost.stages.shared import FILTERS, FIRST, RANKS, SALIENCY, TASKS, seed_file
+from permafrost.tensors import load_tensors, save_tasks, save_tensors
 
 
 @pytest.fixture

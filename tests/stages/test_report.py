@@ -6,10 +6,10 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.container import ErrorbarContainer
 
-from permafrost import pictures
+from permafrost import plots
 from permafrost.evaluation import Interval, confidence_interval
 from permafrost.params import Params
-from permafrost.pictures import draw_trade_off
+from permafrost.plots import draw_trade_off
 from permafrost.stages import report
 from permafrost.stages.evaluate import summarise
 from permafrost.stages.report import tables
@@ -135,7 +135,7 @@ def test_the_plot_of_two_tasks_names_them(drawn):
 def drawn(monkeypatch):
     """Return what draws a plot and returns its axis."""
     figures = []
-    monkeypatch.setattr(pictures, "_save", lambda figure, _path: figures.append(figure))
+    monkeypatch.setattr(plots, "save", lambda figure, _path: figures.append(figure))
 
     def draw(points, single, tasks=2):
         draw_trade_off(None, points, single, tasks)

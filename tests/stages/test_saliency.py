@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from explained import DECOMPOSED, vary
-from permafrost.artifacts import load_tensors, save_tasks
 from permafrost.explain import SALIENCY_METHODS
 from permafrost.params import Params
 from permafrost.ranking import method as ranking_method
 from permafrost.stages import saliency as stage
+from permafrost.tensors import load_tensors, save_tasks
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def run_stage(monkeypatch, tmp_path, make_sequence, make_network):
 
     def run(method: str) -> dict:
         @contextmanager
-        def open_stage(_name, _seed):
+        def open_workspace(_name, _seed):
             yield SimpleNamespace(
                 params=Params(saliency={"method": method}),
                 device=torch.device("cpu"),
@@ -32,7 +32,7 @@ def run_stage(monkeypatch, tmp_path, make_sequence, make_network):
                 obtain=lambda _stage, _settings, _inputs, _code, make: make(),
             )
 
-        monkeypatch.setattr(stage, "open_stage", open_stage)
+        monkeypatch.setattr(stage, "open_workspace", open_workspace)
         stage.run(0)
         tensors, about = load_tensors(tmp_path / "models/saliency/0.safetensors")
         assert (tmp_path / "reports/saliency/0.png").stat().st_size > 0

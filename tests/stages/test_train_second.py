@@ -5,17 +5,20 @@ from pathlib import Path
 import pytest
 import torch
 
-from permafrost.artifacts import file_digest, save_record, save_tasks, save_tensors
+from permafrost.artifacts import file_digest, save_record
 from permafrost.errors import InputError
 from permafrost.experiment import new_network
-from permafrost.plan import sweep_cells
+from permafrost.plan import sweep_runs
 from permafrost.ranking.method import frozen_masks
-from small_cells import FREEZE, chosen_for, key_of, make_orders, make_params
+from permafrost.tensors import save_tasks, save_tensors
+from small_runs import FREEZE, chosen_for, key_of, make_orders, make_params
 
 
 def test_the_variant_is_one_of_the_sweeps_cells(tmp_path, monkeypatch, make_sequence):
     """From stage freeze's file, with its keys in sorted order, comes the sweep's own key."""
-    from permafrost.stages.train_second import cell_inputs, read_masks, variant_spec
+    from permafrost.stages.run_pool import run_inputs
+    from permafrost.stages.train_second import read_masks
+    from permafrost.variants import variant_spec
 
     monkeypatch.chdir(tmp_path)
     params = make_params(
@@ -30,12 +33,12 @@ def test_the_variant_is_one_of_the_sweeps_cells(tmp_path, monkeypatch, make_sequ
     save_tasks(Path("data/tasks/0.safetensors"), make_sequence())
     save_tensors(Path("models/train_first/0.safetensors"), new_network(params, 0).state_dict())
     spec, masks = variant_spec(params, 0), read_masks(0, params)
-    assert spec in sweep_cells(params, chosen_for(params))
+    assert spec in sweep_runs(params, chosen_for(params))
     assert list(masks) != list(orders)  # features.11 sorts before features.4
     assert {name: mask.tolist() for name, mask in masks.items()} == {
         name: mask.tolist() for name, mask in frozen_masks(orders, 0.5).items()
     }
-    inputs = cell_inputs(0)
+    inputs = run_inputs(0)
     assert inputs.tasks_digest == file_digest(Path("data/tasks/0.safetensors"))
     assert inputs.first_digest == file_digest(Path("models/train_first/0.safetensors"))
     with pytest.raises(InputError, match=r"models/consolidate/0\.safetensors: not found"):

@@ -10,13 +10,13 @@ import pytest
 import torch
 from ruamel.yaml import YAML
 
-from permafrost.artifacts import load_record, load_tasks, save_tasks
+from permafrost.artifacts import load_record
 from permafrost.data import LabeledImages, Task
 from permafrost.stages import (
-    cell_pool,
     consolidate,
     rank,
     report,
+    run_pool,
     saliency,
     split,
     train_first,
@@ -24,6 +24,7 @@ from permafrost.stages import (
     visualize,
 )
 from permafrost.strategies import STRATEGIES
+from permafrost.tensors import load_tasks, save_tasks
 from project import REPOSITORY
 
 TASKS = Path("data/tasks/0.safetensors")
@@ -58,7 +59,7 @@ def _project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 def choices() -> dict[str, Any]:
-    cell_pool._inputs.cache_clear()  # as in a process of its own
+    run_pool._inputs.cache_clear()  # as in a process of its own
     tune.run()
     methods = load_record(Path("metrics/tune.json"))["heads"]["shared"]
     for choice in methods.values():  # keys depend on the file of images, whatever part of it

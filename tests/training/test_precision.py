@@ -1,4 +1,4 @@
-"""Precision: bfloat16 training freezes and resumes as float32's does, and cells are keyed by it."""
+"""Precision: bfloat16 training freezes and resumes as float32's does, and runs are keyed by it."""
 
 import copy
 import dataclasses
@@ -10,11 +10,11 @@ from torch import nn
 from permafrost import check
 from permafrost.data import Batches
 from permafrost.errors import InputError
-from permafrost.experiment import CellInputs, new_network, train_cell, train_first_task
+from permafrost.experiment import RunInputs, new_network, train_first_task, train_run
 from permafrost.freezing import batch_norm_after, frozen_filters, functions
 from permafrost.machine import machine_identity
 from permafrost.params import Params
-from permafrost.plan import CellSpec
+from permafrost.runs.spec import RunSpec
 from permafrost.strategies.lwf import distillation
 from permafrost.training import TrainingConfig, cross_entropy, fit, resolve_precision
 from permafrost.training.precision import computing_in
@@ -215,11 +215,11 @@ def test_trainings_are_keyed_by_the_precision_that_they_use(monkeypatch, make_se
             model={"arch": "vgg11", "width": 0.05},
             train={"epochs": 1, "lr": 0.01, "batch_size": 4, "precision": wanted},
         )
-        weights, spec = new_network(params, 0).state_dict(), CellSpec("finetune", 0, "shared")
-        inputs, store, found[wanted] = CellInputs(tasks, "", weights, "", dict), Through(), []
+        weights, spec = new_network(params, 0).state_dict(), RunSpec("finetune", 0, "shared")
+        inputs, store, found[wanted] = RunInputs(tasks, "", weights, "", dict), Through(), []
         for train, arguments in (
             (train_first_task, (0, tasks, "")),
-            (train_cell, (spec, inputs, None)),
+            (train_run, (spec, inputs, None)),
         ):
             record = train(store, params, *arguments, CPU)
             actual = auto if wanted == "auto" else wanted

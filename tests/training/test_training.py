@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from permafrost.cells import CellRequest
 from permafrost.data import Batches
 from permafrost.evaluation import Accuracy
 from permafrost.freezing import frozen_filters
 from permafrost.runs.outcome import Outcome, accuracy_facts
+from permafrost.runs.store import RunRequest
 from permafrost.strategies import STRATEGIES, Finetune, Learner, PathIntegral, Progress
 from permafrost.training import (
     TrainingConfig,
@@ -241,11 +241,11 @@ class Killed(Exception):
 
 @pytest.fixture
 def through_disk(make_store):
-    """Return a function that stores a progress as a killed cell does, and returns what is read."""
+    """Return a function that stores a progress as a killed run does, and returns what is read."""
     store, numbers = make_store(), count()
 
     def store_and_read(progress):
-        request = CellRequest("first_task", "a cell", {"number": next(numbers)}, {}, ())
+        request = RunRequest("first_task", "a cell", {"number": next(numbers)}, {}, ())
 
         def killed(known, on_epoch):
             on_epoch(progress)

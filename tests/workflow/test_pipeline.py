@@ -22,7 +22,7 @@ def test_repro_writes_results_and_pictures(project: Project) -> None:
         assert row["status"] == "done"
         assert row["acc_task1"] == row["R"][2][0]
         assert row["forgetting"] == row["R"][1][0] - row["R"][2][0]
-    # The variant and the sweep's cell of the same name are one training.
+    # The variant and the sweep's run of the same name are one training.
     variant = project.read("metrics/variant.json")
     assert variant["seeds"][0] == rows[1]
     assert variant["acc_task1"] == {"mean": rows[1]["acc_task1"], "low": None, "high": None}
@@ -43,8 +43,8 @@ def test_repro_writes_results_and_pictures(project: Project) -> None:
     assert set(timings["stages"]) >= {"split@0", "train_first@0", "consolidate@0", "tune", "sweep"}
     assert "consolidate" not in timings  # no strategy of the sweep needs anything
     names = {"finetune shared seed 0", "freeze mse 25% shared seed 0"}
-    assert names < set(timings["cells"])
-    assert min(timings["cells"].values()) > 0
+    assert names < set(timings["runs"])
+    assert min(timings["runs"].values()) > 0
     pictures = {str(path.relative_to(project.folder)) for path in project.folder.rglob("*.png")}
     assert {"reports/saliency/0.png", "reports/rank/0.png", "reports/kept_and_learned.png"} <= (
         pictures
@@ -92,21 +92,21 @@ def test_exp_run_reruns_only_what_reads_the_parameter(project: Project) -> None:
 
 
 def test_exp_run_in_a_temporary_copy(project: Project) -> None:
-    before, cells = project.read("metrics/variant.json"), project.cells()
+    before, runs = project.read("metrics/variant.json"), project.cells()
     params = (project.folder / "params.yaml").read_text()
     output = project.run("dvc", "exp", "run", "--temp", "-S", "freeze.pct=0.75")
     assert stages_run(output) == VARIANT_STAGES
     assert project.read("metrics/variant.json") == before  # the workspace stays
-    assert len(project.cells() - cells) == 1
+    assert len(project.cells() - runs) == 1
     assert (project.folder / "params.yaml").read_text() == params
 
 
 def test_queue(project: Project) -> None:
-    cells = project.cells()
+    runs = project.cells()
     project.run("dvc", "exp", "run", "--queue", "-S", "freeze.pct=0.1,0.9")
     project.run("dvc", "queue", "start")
     wait_for(lambda: project.run("dvc", "queue", "status").count("Success") == 2, 300, "the queue")
-    assert len(project.cells() - cells) == 2
+    assert len(project.cells() - runs) == 2
     shown = project.run("dvc", "exp", "show", "--csv")
     assert {"0.1", "0.9"} <= set(shown.replace("\n", ",").split(","))
 
@@ -123,21 +123,21 @@ def test_dvc_shows_something_to_read(project: Project) -> None:
 
 
 def test_forced_repro_trains_nothing_twice(project: Project) -> None:
-    cells = {path: path.stat().st_mtime_ns for path in project.folder.glob(".permafrost/cells/*/*")}
+    runs = {path: path.stat().st_mtime_ns for path in project.folder.glob(".permafrost/cells/*/*")}
     output = project.run("dvc", "repro", "-f", "--single-item", "train_second@0", "sweep")
     assert stages_run(output) == ["train_second@0", "sweep"]
     again = {path: path.stat().st_mtime_ns for path in project.folder.glob(".permafrost/cells/*/*")}
-    assert cells == again
+    assert runs == again
 
 
 def test_fresh_rebuild_gives_the_same_bits(project: Project) -> None:
     path = project.folder / "models/train_second/0.safetensors"
     before = path.read_bytes()
     record = project.read("metrics/train_second/0.json")
-    cell = project.folder / ".permafrost/cells" / record["key"] / "cell.json"
-    written = cell.stat().st_mtime_ns
+    run = project.folder / ".permafrost/cells" / record["key"] / "cell.json"
+    written = run.stat().st_mtime_ns
     project.run("dvc", "repro", "-f", "--single-item", "train_second@0", PERMAFROST_FRESH="1")
-    assert cell.stat().st_mtime_ns > written
+    assert run.stat().st_mtime_ns > written
     assert path.read_bytes() == before
     assert project.read("metrics/train_second/0.json") == record
 

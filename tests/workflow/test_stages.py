@@ -13,39 +13,40 @@ import psutil
 import pytest
 from ruamel.yaml import YAML
 
-from permafrost import cells
 from permafrost.artifacts import save_record
 from permafrost.errors import InputError
-from permafrost.plan import sweep_cells
-from permafrost.stages import cell_pool
-from permafrost.stages.cell_pool import train_cells
+from permafrost.plan import sweep_runs
+from permafrost.runs import store as runs
+from permafrost.stages import run_pool
+from permafrost.stages.run_pool import train_runs
+from permafrost.stages.shared import open_stage
 from permafrost.stages.tune import read_choices
-from permafrost.stages.workspace import open_stage
-from project import Project, stages_run, wait_for
+from permafrost.stages.workspace import open_workspace
+from project import Project, command_of, stages_run, wait_for
 
 pytestmark = pytest.mark.usefixtures("one_run_for_each_training")
 
 
 def test_killed_training_resumes(project: Project) -> None:
     project.change({"train": {"epochs": 12}})
-    cells = project.cells()
+    runs = project.cells()
     command = ("permafrost", "train_first", "--seed", "0")
     process = project.start(*command, start_new_session=True)
     store = project.folder / ".permafrost/cells"
 
     def begun() -> bool:
-        return any(path.parent.name not in cells for path in store.glob("*/checkpoint.safetensors"))
+        return any(path.parent.name not in runs for path in store.glob("*/checkpoint.safetensors"))
 
     wait_for(begun, 120, "the first checkpoint")
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
-    assert project.cells() == cells  # it was killed in the middle
+    assert project.cells() == runs  # it was killed in the middle
     assert [status for _, status in project.runs() - project.expected_runs()] == ["RUNNING"]
     project.run("permafrost", "track")
     assert project.runs() == project.expected_runs()
 
     project.run(*command)
-    (key,) = project.cells() - cells
+    (key,) = project.cells() - runs
     record = project.read(f".permafrost/cells/{key}/cell.json")["record"]
     assert [row["epoch"] for row in record["history"]] == list(range(1, 13))
     files = [store / key / name for name in ("model.safetensors", "kept.safetensors")]
@@ -91,10 +92,10 @@ def test_damaged_artifacts_are_refused(project: Project) -> None:
 @pytest.fixture(scope="module")
 def tried(project: Project) -> set[str]:
     """Return the trainings by which stage tune has chosen between two shares."""
-    cells = project.cells()
+    runs = project.cells()
     project.change({"tune": {"freeze": [{"pct": 0.25}, {"pct": 0.75}]}})
     project.run("permafrost", "tune")
-    return project.cells() - cells
+    return project.cells() - runs
 
 
 def test_trials_choose_the_frozen_share(project: Project, tried: set[str]) -> None:
@@ -155,7 +156,7 @@ def test_gc_keeps_what_other_commits_use(project: Project) -> None:
 
 
 def test_gc_waits_for_trainings_that_are_under_way(project: Project) -> None:
-    store = cells.CellStore(project.folder)
+    store = runs.RunStore(project.folder)
     stored = store.stored_keys()
     with store.lock(stored[0]):
         assert "a training is under way" in project.run("permafrost", "gc", "--yes", code=2)
@@ -254,14 +255,14 @@ def test_what_changes_while_a_stage_runs_is_refused(
 def test_what_changes_while_a_stage_is_imported_is_refused(
     project: Project, tmp_path: Path
 ) -> None:
-    """Its own file is read before torch is."""
+    """Its own file is read before any library is."""
     path = project.folder / "src/permafrost/stages/freeze.py"
     before = path.read_text()
     (tmp_path / "sitecustomize.py").write_text(
         "import sys\n\n"
         "class Editor:\n"
         "    def find_spec(self, name, path, target=None):\n"
-        "        if name == 'torch':\n"
+        "        if name == 'numpy':\n"
         f"            open({str(path)!r}, 'a').write('# edited')\n\n"
         "sys.meta_path.insert(0, Editor())\n"
     )
@@ -271,16 +272,29 @@ def test_what_changes_while_a_stage_is_imported_is_refused(
     assert output.startswith("permafrost: src/permafrost: was changed while freeze ran")
 
 
+def test_stages_that_compute_nothing_need_no_pytorch(project: Project, tmp_path: Path) -> None:
+    """To import it takes seconds."""
+    (tmp_path / "torch.py").write_text("raise AssertionError('it was imported')\n")
+    for command in (["freeze", "--seed", "0"], ["evaluate"], ["report"], ["profile"]):
+        project.run("permafrost", *command, PYTHONPATH=str(tmp_path))
+
+
+def test_a_stage_that_logs_nothing_does_not_import_mlflow(project: Project, tmp_path: Path) -> None:
+    (tmp_path / "mlflow.py").write_text("import os\n\nos._exit(7)\n")
+    for stage in ("split", "saliency", "visualize", "rank", "freeze", "consolidate"):
+        project.run(*command_of(stage), PYTHONPATH=str(tmp_path))
+
+
 def test_workers_of_other_code_than_their_stage_are_refused(
     project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(project.folder)
     changed = "src/permafrost: was changed while its stage ran"
-    with open_stage("sweep") as workspace:
-        specs = sweep_cells(workspace.params, read_choices(workspace.params))
-        monkeypatch.setattr(cell_pool, "PACKAGE_CODE", "what the stage has imported")
+    with open_workspace("sweep") as workspace:
+        specs = sweep_runs(workspace.params, read_choices(workspace.params))
+        monkeypatch.setattr(run_pool, "PACKAGE_CODE", "what the stage has imported")
         with pytest.raises(InputError, match=changed):
-            train_cells(workspace, specs, "")
+            train_runs(workspace, specs, "")
 
 
 def test_workers_train_by_the_parameters_of_their_stage(
@@ -289,12 +303,12 @@ def test_workers_train_by_the_parameters_of_their_stage(
     monkeypatch.chdir(project.folder)
     params = project.folder / "params.yaml"
     before = params.read_text()
-    with open_stage("sweep") as workspace:
-        specs = sweep_cells(workspace.params, read_choices(workspace.params))
+    with open_workspace("sweep") as workspace:
+        specs = sweep_runs(workspace.params, read_choices(workspace.params))
         assert min(workspace.params.sweep.workers, len(specs)) > 1
-        records = train_cells(workspace, specs, "")
+        records = train_runs(workspace, specs, "")
         project.change({"train": {"lr": 0.002}})
-        assert train_cells(workspace, specs, "") == records
+        assert train_runs(workspace, specs, "") == records
         params.write_text(before)
 
 

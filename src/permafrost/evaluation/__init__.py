@@ -1,7 +1,9 @@
-"""Evaluation: the accuracy matrix, the measures made of it, and response drift."""
+"""Evaluation: the accuracy matrix and the measures made of it.
 
-from permafrost.evaluation.accuracy import Accuracy, accuracy, accuracy_name, accuracy_row
-from permafrost.evaluation.drift import mean_drift, response_drift
+:mod:`permafrost.evaluation.accuracy` and :mod:`permafrost.evaluation.drift` measure networks.
+"""
+
+from permafrost.evaluation.counts import Accuracy, accuracy_name
 from permafrost.evaluation.formats import share
 from permafrost.evaluation.measures import (
     Interval,
@@ -16,16 +18,12 @@ from permafrost.evaluation.measures import (
 __all__ = [
     "Accuracy",
     "Interval",
-    "accuracy",
     "accuracy_name",
-    "accuracy_row",
     "average_accuracy",
     "backward_transfer",
     "confidence_interval",
     "forgetting",
     "forward_transfer",
-    "mean_drift",
-    "response_drift",
     "share",
     "value_range",
 ]

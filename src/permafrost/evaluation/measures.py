@@ -115,11 +115,11 @@ def confidence_interval(values: Sequence[float], bounds: tuple[float, float] = S
     share = (mean - least) / width
     if min(values) == max(values) or not 0 < share < 1:
         return Interval(mean, mean, mean)
-    from scipy import special, stats
+    from scipy import special
 
     variance = math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1)
     error = math.sqrt(variance / len(values)) / width
-    half = float(stats.t.ppf(0.975, len(values) - 1)) * error / (share * (1 - share))
+    half = float(special.stdtrit(len(values) - 1, 0.975)) * error / (share * (1 - share))
     centre = special.logit(share)
     low, high = (least + width * float(special.expit(centre + h)) for h in (-half, half))
     return Interval(mean, low, high)

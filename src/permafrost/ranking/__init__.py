@@ -45,12 +45,12 @@ from permafrost.ranking.evidence import Evidence, combine_classes, network_evide
 from permafrost.ranking.relevance import FilterRelevance
 from permafrost.ranking.selection import (
     AGGREGATES,
-    count_frozen,
     filters_of,
     frozen_mask,
     mask_of,
     order_filters,
 )
+from permafrost.shares import count_frozen
 
 __all__ = [
     "AGGREGATES",

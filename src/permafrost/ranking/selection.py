@@ -1,6 +1,5 @@
 """Selection: from the scores of a layer's filters to the filters that are frozen."""
 
-import math
 from collections.abc import Sequence
 from itertools import cycle
 
@@ -8,6 +7,7 @@ import torch
 from torch import Tensor
 
 from permafrost.errors import InputError, NotFiniteError
+from permafrost.shares import first_filters
 
 AGGREGATES = ("union", "mean", "max", "combined")
 
@@ -61,35 +61,6 @@ def order_filters(scores: Tensor, aggregate: str = "union", reverse: bool = Fals
     return _take_turns(orders)
 
 
-def count_frozen(pct: float, filters: int) -> int:
-    """Count the filters to freeze: pct * filters, rounded to the nearest, half up.
-
-    So a narrow layer may be frozen as a whole (0.5 of one filter) or not at all (0.4 of one) where
-    wider layers freeze some filters.
-
-    Parameters
-    ----------
-    pct : float
-        Share of the filters, 0..1.
-    filters : int
-        Filters of the layer.
-
-    Returns
-    -------
-    count : int
-        0..filters.
-
-    Raises
-    ------
-    ValueError
-        If pct lies outside 0..1.
-    """
-    if not 0 <= pct <= 1:
-        raise ValueError(f"pct is {pct}: must lie in 0..1")
-    # 0.145 * 100 is 14.499999999999998 in floating point, and must round as 14.5 does.
-    return math.floor(round(pct * filters, 9) + 0.5)
-
-
 def frozen_mask(order: Tensor, pct: float, before: Tensor | None = None) -> Tensor:
     """Mark the first free filters of an order as frozen.
 
@@ -98,7 +69,8 @@ def frozen_mask(order: Tensor, pct: float, before: Tensor | None = None) -> Tens
     order : Tensor (F,)
         A permutation of 0..F-1, as :func:`order_filters` gives it.
     pct : float
-        Share of the free filters to freeze, 0..1, rounded as :func:`count_frozen` does.
+        Share of the free filters to freeze, 0..1, as :func:`permafrost.shares.first_filters`
+        takes it.
     before : Tensor (F,), optional
         bool, the filters that are frozen already and stay so; without it all are free.
 
@@ -112,11 +84,11 @@ def frozen_mask(order: Tensor, pct: float, before: Tensor | None = None) -> Tens
     ValueError
         If pct lies outside 0..1.
     """
-    taken = torch.zeros_like(order, dtype=torch.bool)
-    if before is not None:
-        taken |= before.to(order.device)
-    free = order[~taken[order]]
-    return taken | mask_of(free[: count_frozen(pct, len(free))], len(order))
+    taken = [] if before is None else filters_of(before)
+    frozen = torch.tensor(
+        first_filters(order.tolist(), pct, taken), dtype=torch.int64, device=order.device
+    )
+    return mask_of(frozen, len(order))
 
 
 def mask_of(filters: Tensor | Sequence[int], count: int) -> Tensor:

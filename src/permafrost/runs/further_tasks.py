@@ -7,7 +7,7 @@ from torch import Tensor
 
 from permafrost.data import Batches, TaskSequence
 from permafrost.errors import NotFiniteError
-from permafrost.evaluation import mean_drift, response_drift
+from permafrost.evaluation.drift import mean_drift, response_drift
 from permafrost.explain import conv_layers
 from permafrost.models import TaskNetwork
 from permafrost.runs.network import new_network

@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import Tensor
 
-from permafrost.artifacts import load_tensors, save_tensors
 from permafrost.errors import DamagedError
 from permafrost.runs.key import is_fresh_wanted, result_key
+from permafrost.tensors import load_tensors, save_tensors
 
 Result = tuple[dict[str, Tensor], Any]
 

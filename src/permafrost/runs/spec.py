@@ -1,18 +1,22 @@
 """What a run is, as a value: it can be compared, hashed, pickled and sent."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from permafrost.evaluation import share
-from permafrost.models import Head
-from permafrost.strategies.base import Keep
-from permafrost.training import TrainingConfig
+
+if TYPE_CHECKING:
+    from permafrost.models import Head
+    from permafrost.strategies.base import Keep
+    from permafrost.training import TrainingConfig
 
 
 @dataclass(frozen=True)
-class CellSpec:
-    """One cell of the comparison.
+class RunSpec:
+    """One run of the comparison.
 
     Attributes
     ----------
@@ -39,8 +43,8 @@ class CellSpec:
     hyper: tuple[tuple[str, float], ...] = ()
 
     @classmethod
-    def of(cls, row: Mapping[str, Any]) -> "CellSpec":
-        """Return the cell that a row of results is of."""
+    def of(cls, row: Mapping[str, Any]) -> RunSpec:
+        """Return the run that a row of results is of."""
         hyper = tuple(sorted(row["hyper"].items()))
         return cls(row["strategy"], row["seed"], row["head"], row["metric"], row["pct"], hyper)
 

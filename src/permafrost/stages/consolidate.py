@@ -4,22 +4,16 @@ import time
 
 from torch import Tensor
 
-from permafrost.artifacts import load_tasks, load_tensors, save_tensors
 from permafrost.experiment import first_lesson, knowledge_name
-from permafrost.stages.workspace import (
-    INTEGRALS,
-    KNOWLEDGE,
-    TASKS,
-    note_seconds,
-    open_stage,
-    seed_file,
-)
+from permafrost.stages.shared import INTEGRALS, KNOWLEDGE, TASKS, note_seconds, seed_file
+from permafrost.stages.workspace import open_workspace
 from permafrost.strategies import STRATEGIES
+from permafrost.tensors import load_tasks, load_tensors, save_tensors
 
 
 def run(seed: int) -> None:
     """Write what is needed of Fisher information, path integral, old answers and old images."""
-    with open_stage("consolidate", seed) as workspace:
+    with open_workspace("consolidate", seed) as workspace:
         integral, _ = load_tensors(seed_file(INTEGRALS, seed))
         lesson = first_lesson(
             workspace.params,

@@ -5,17 +5,11 @@ from typing import Any
 
 from permafrost.artifacts import load_record, save_json, save_record
 from permafrost.evaluation import Interval, accuracy_name, confidence_interval, value_range
-from permafrost.experiment import machine_of, shown_params
 from permafrost.params import Params
-from permafrost.stages.train_second import variant_spec
-from permafrost.stages.workspace import (
-    SECOND_RECORDS,
-    VARIANT,
-    VARIANT_CURVES,
-    open_stage,
-    seed_file,
-)
+from permafrost.paths import project_root
+from permafrost.stages.shared import SECOND_RECORDS, VARIANT, VARIANT_CURVES, open_stage, seed_file
 from permafrost.tables import percent
+from permafrost.tracking import Tracker
 from permafrost.variants import store_variant
 
 
@@ -32,8 +26,7 @@ def summarise(rows: list[dict[str, Any]], params: Params) -> dict[str, Any]:
 
 def run() -> None:
     """Write the variant's summary and its curves, and log it to MLflow."""
-    with open_stage("evaluate") as workspace:
-        params = workspace.params
+    with open_stage("evaluate") as params:
         records = [load_record(seed_file(SECOND_RECORDS, seed, ".json")) for seed in params.seeds]
         summary = summarise([record["row"] for record in records], params)
         save_record(VARIANT, summary)
@@ -52,9 +45,7 @@ def run() -> None:
                 if name in row
             ],
         )
-        shown = shown_params(params, variant_spec(params, params.seeds[0]))
-        shown |= machine_of(params, workspace.device)
-        store_variant(workspace.store, params, summary, shown)
+        store_variant(Tracker(project_root()), params, summary)
         for name, interval in summary.items():
             if name != "seeds":
                 print(f"{name:17} {percent(Interval(**interval))}")

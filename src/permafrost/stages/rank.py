@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from permafrost.artifacts import load_tasks, load_tensors, require, save_tensors
+from permafrost.artifacts import require
 from permafrost.data import Batches
 from permafrost.experiment import explain_config
 from permafrost.models import TaskNetwork, vgg
@@ -19,17 +19,17 @@ from permafrost.ranking import (
     network_evidence,
 )
 from permafrost.runs.results import Result
-from permafrost.stages.workspace import (
+from permafrost.stages.shared import (
     FILTERS,
     FIRST,
     RANK_PICTURES,
     RANKS,
     SALIENCY,
     TASKS,
-    Workspace,
-    open_stage,
     seed_file,
 )
+from permafrost.stages.workspace import Workspace, open_workspace
+from permafrost.tensors import load_tasks, load_tensors, save_tensors
 
 
 def read_maps(seed: int, evidence: Evidence) -> tuple[Evidence, list[str]]:
@@ -68,7 +68,7 @@ def measure_responses(
 
 def run(seed: int) -> None:
     """Write scores and orders by every metric, and a picture of the best and worst filters."""
-    with open_stage("rank", seed) as workspace:
+    with open_workspace("rank", seed) as workspace:
         params = workspace.params
         network = workspace.first_network(seed)
         evidence, classes = read_maps(seed, network_evidence(network, seed))

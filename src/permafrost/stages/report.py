@@ -7,9 +7,10 @@ from permafrost.artifacts import load_record, save_json, write_atomically
 from permafrost.errors import InputError
 from permafrost.evaluation import share
 from permafrost.params import Params
-from permafrost.pictures import draw_trade_off
-from permafrost.plan import CellSpec
-from permafrost.stages.workspace import (
+from permafrost.paths import project_root
+from permafrost.plots import draw_trade_off
+from permafrost.runs.spec import RunSpec
+from permafrost.stages.shared import (
     SWEEP,
     TABLES,
     TRADE_OFF_PICTURE,
@@ -19,8 +20,8 @@ from permafrost.stages.workspace import (
     open_stage,
     variant_pictures,
 )
-from permafrost.strategies import STRATEGIES
 from permafrost.tables import Row, accuracy_table, escape, groups, markdown, measure
+from permafrost.tracking import Tracker
 from permafrost.variants import add_pictures
 
 # What the post's text states (Feenstra & Dow 2023); its tables were pictures. Percent.
@@ -39,28 +40,27 @@ def run() -> None:
         If trainings of the sweep have failed; everything is written before, so that the tables
         show them beside the others.
     """
-    with open_stage("report") as workspace:
-        params = workspace.params
+    with open_stage("report") as params:
         variant = load_record(VARIANT)
         rows = _with_variant(load_record(SWEEP), variant["seeds"])
         choices = load_record(TUNE)["heads"]
         text = tables(rows, params, choices)
         write_atomically(TABLES, text.encode())
         _draw(rows, params)
-        add_pictures(workspace.store, variant, variant_pictures(params))
+        add_pictures(Tracker(project_root()), variant, variant_pictures(params))
         print(f"report: the tables are in {TABLES}")
     failed = _failed(rows)
     if failed:
         shown = ", ".join(f"{name} ({error})" for name, error in failed[:_FAILURES_TOLD])
         more = f" and {len(failed) - _FAILURES_TOLD} more" if len(failed) > _FAILURES_TOLD else ""
         raise InputError(
-            f"sweep: {len(failed)} of {len(rows)} cells failed: {shown}{more}; {TABLES} shows them"
+            f"sweep: {len(failed)} of {len(rows)} runs failed: {shown}{more}; {TABLES} shows them"
         )
 
 
 def _failed(rows: list[Row]) -> list[tuple[str, str]]:
-    """Return the names of the failed cells, and why each failed."""
-    return [(CellSpec.of(row).name, row["error"]) for row in rows if row["status"] == "failed"]
+    """Return the names of the failed runs, and why each failed."""
+    return [(RunSpec.of(row).name, row["error"]) for row in rows if row["status"] == "failed"]
 
 
 def _with_variant(rows: list[Row], variant: list[Row]) -> list[Row]:
@@ -194,7 +194,7 @@ _COSTS = ("memory (MB)", "free filters", "remark")
 
 def _costs(_first: Sequence[str], rows: Sequence[Row]) -> Sequence[str]:
     done = [row for row in rows if row["status"] == "done"]
-    remark = STRATEGIES[rows[0]["strategy"]].remark
+    remark = rows[0].get("remark", "")  # a row of an older version has none
     if not done:
         return "–", "–", remark
     size, free, least = (

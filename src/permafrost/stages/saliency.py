@@ -5,7 +5,6 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from permafrost.artifacts import load_tasks, save_tensors
 from permafrost.data import Batches, LabeledImages, Task, TaskSequence
 from permafrost.experiment import explain_config
 from permafrost.explain import SALIENCY_METHODS, saliency_maps
@@ -14,23 +13,23 @@ from permafrost.pictures import draw_saliency
 from permafrost.ranking import method as method_code
 from permafrost.ranking.method import BATCH_SIZE, explain_classes
 from permafrost.runs.results import Result
-from permafrost.stages.workspace import (
+from permafrost.stages.shared import (
     FIRST,
     SALIENCY,
     SALIENCY_PICTURES,
     TASKS,
-    Workspace,
-    open_stage,
     progress_bar,
     seed_file,
 )
+from permafrost.stages.workspace import Workspace, open_workspace
+from permafrost.tensors import load_tasks, save_tensors
 
 EXAMPLES_PER_CLASS = 4
 
 
 def run(seed: int) -> None:
     """Write the class maps of one seed's first task, and the picture of them."""
-    with open_stage("saliency", seed) as workspace:
+    with open_workspace("saliency", seed) as workspace:
         sequence = load_tasks(seed_file(TASKS, seed))
         task = sequence.tasks[0]
         config = explain_config(workspace.params)

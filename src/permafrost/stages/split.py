@@ -2,12 +2,13 @@
 
 from pathlib import Path
 
-from permafrost.artifacts import save_tasks
 from permafrost.data import TaskSequence, load_dataset, split_tasks
 from permafrost.images import images_digest, images_root, note_images
 from permafrost.params import Params
 from permafrost.paths import project_root
-from permafrost.stages.workspace import TASKS, open_stage, refuse_changed, seed_file
+from permafrost.stages.shared import TASKS, refuse_changed, seed_file
+from permafrost.stages.workspace import open_workspace
+from permafrost.tensors import save_tasks
 
 
 def make_tasks(params: Params, seed: int) -> TaskSequence:
@@ -33,7 +34,7 @@ def make_tasks(params: Params, seed: int) -> TaskSequence:
 
 def run(seed: int) -> None:
     """Write the tasks of one seed, and note what the images hold."""
-    with open_stage("split", seed) as workspace:
+    with open_workspace("split", seed) as workspace:
         params = workspace.params
         content = images_digest(params, project_root())
         tasks = make_tasks(params, seed)

@@ -1,28 +1,29 @@
-"""Stage sweep: every cell of the comparison, from the same first-task checkpoints."""
+"""Stage sweep: every run of the comparison, from the same first-task checkpoints."""
 
 import sys
 
 from permafrost.artifacts import save_record
-from permafrost.plan import sweep_cells
-from permafrost.stages.cell_pool import train_cells
+from permafrost.plan import sweep_runs
+from permafrost.stages.run_pool import train_runs
+from permafrost.stages.shared import SWEEP, note_seconds
 from permafrost.stages.tune import read_choices
-from permafrost.stages.workspace import SWEEP, note_seconds, open_stage
+from permafrost.stages.workspace import open_workspace
 
 
 def run() -> None:
-    """Write a row for each cell, in the order that the params give.
+    """Write a row for each run, in the order that the params give.
 
-    A cell that diverges is a failed row and does not keep the others from being trained; stage
+    A run that diverges is a failed row and does not keep the others from being trained; stage
     report tells it in its tables and by its exit code.
     """
-    with open_stage("sweep") as workspace:
-        specs = sweep_cells(workspace.params, read_choices(workspace.params))
-        records = train_cells(workspace, specs, "sweep")
+    with open_workspace("sweep") as workspace:
+        specs = sweep_runs(workspace.params, read_choices(workspace.params))
+        records = train_runs(workspace, specs, "sweep")
         save_record(SWEEP, [records[spec]["row"] for spec in specs])
         times = {r["name"]: workspace.store.seconds(r["key"]) for r in records.values()}
-        note_seconds("cells", {name: value for name, value in times.items() if value is not None})
+        note_seconds("runs", {name: value for name, value in times.items() if value is not None})
         for record in records.values():
             if record["row"]["status"] == "failed":
                 print(f"{record['name']} failed: {record['row']['error']}", file=sys.stderr)
         workspace.tell_unlogged(*records.values())
-        print(f"sweep: {len(specs)} cells")
+        print(f"sweep: {len(specs)} runs")

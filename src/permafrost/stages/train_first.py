@@ -1,18 +1,11 @@
 """Stage train_first: train the network on the first task."""
 
-from permafrost.artifacts import file_digest, load_tasks, write_atomically
+from permafrost.artifacts import file_digest, write_atomically
 from permafrost.errors import InputError
 from permafrost.experiment import train_first_task
-from permafrost.stages.workspace import (
-    FIRST,
-    FIRST_RECORDS,
-    INTEGRALS,
-    TASKS,
-    open_stage,
-    progress_bar,
-    publish_cell,
-    seed_file,
-)
+from permafrost.stages.shared import FIRST, FIRST_RECORDS, INTEGRALS, TASKS, progress_bar, seed_file
+from permafrost.stages.workspace import open_workspace, publish_run
+from permafrost.tensors import load_tasks
 from permafrost.training import TrainingDiverged
 
 
@@ -24,7 +17,7 @@ def run(seed: int) -> None:
     InputError
         If the training diverges; names the step and the learning rate.
     """
-    with open_stage("train_first", seed) as workspace:
+    with open_workspace("train_first", seed) as workspace:
         params, path = workspace.params, seed_file(TASKS, seed)
         with progress_bar(f"first task, seed {seed}", params.train.epochs) as advance:
             try:
@@ -39,7 +32,7 @@ def run(seed: int) -> None:
                 )
             except TrainingDiverged as error:
                 raise InputError(f"train: {error}; set a lower learning rate") from error
-        publish_cell(
+        publish_run(
             workspace.store,
             record,
             seed_file(FIRST, seed),

@@ -1,36 +1,17 @@
 """Stage train_second: learn the further tasks with the variant's filters frozen."""
 
-from typing import cast
-
 from torch import Tensor
 
-from permafrost.artifacts import (
-    load_record,
-    require,
-)
+from permafrost.artifacts import load_record, require
 from permafrost.errors import InputError
 from permafrost.evaluation import accuracy_name
-from permafrost.experiment import train_cell
-from permafrost.models import Head
+from permafrost.experiment import train_run
 from permafrost.params import Params
-from permafrost.plan import CellSpec
 from permafrost.ranking import mask_of
-from permafrost.stages.cell_pool import cell_inputs
-from permafrost.stages.workspace import (
-    FROZEN,
-    SECOND,
-    SECOND_RECORDS,
-    open_stage,
-    progress_bar,
-    publish_cell,
-    seed_file,
-)
-
-
-def variant_spec(params: Params, seed: int) -> CellSpec:
-    """Return the cell that ``freeze.metric`` and ``freeze.pct`` name."""
-    freeze = params.freeze
-    return CellSpec("freeze", seed, cast(Head, params.model.head), freeze.metric, freeze.pct)
+from permafrost.stages.run_pool import run_inputs
+from permafrost.stages.shared import FROZEN, SECOND, SECOND_RECORDS, progress_bar, seed_file
+from permafrost.stages.workspace import open_workspace, publish_run
+from permafrost.variants import variant_spec
 
 
 def read_masks(seed: int, params: Params) -> dict[str, Tensor]:
@@ -52,22 +33,22 @@ def run(seed: int) -> None:
     InputError
         If the training diverges; names the step and the learning rate.
     """
-    with open_stage("train_second", seed) as workspace:
+    with open_workspace("train_second", seed) as workspace:
         params = workspace.params
         epochs = params.train.epochs * (len(params.split.sizes) - 1)
         with progress_bar(f"further tasks, seed {seed}", epochs) as advance:
-            record = train_cell(
+            record = train_run(
                 workspace.store,
                 params,
                 variant_spec(params, seed),
-                cell_inputs(seed),
+                run_inputs(seed),
                 read_masks(seed, params),
                 workspace.device,
                 lambda _: advance(1),
             )
         if record["row"]["status"] == "failed":
             raise InputError(f"train: {record['row']['error']}; set a lower learning rate")
-        publish_cell(
+        publish_run(
             workspace.store,
             record,
             seed_file(SECOND, seed),

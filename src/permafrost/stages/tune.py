@@ -7,9 +7,11 @@ from permafrost.errors import InputError
 from permafrost.evaluation import accuracy_name
 from permafrost.models import Head
 from permafrost.params import Params
-from permafrost.plan import CellSpec, Chosen, grids, heads, method_cell
-from permafrost.stages.cell_pool import train_cells
-from permafrost.stages.workspace import TUNE, Workspace, open_stage
+from permafrost.plan import Chosen, grids, heads, method_run
+from permafrost.runs.spec import RunSpec
+from permafrost.stages.run_pool import train_runs
+from permafrost.stages.shared import TUNE
+from permafrost.stages.workspace import Workspace, open_workspace
 from permafrost.strategies import STRATEGIES
 
 Choice = dict[str, Any]
@@ -26,7 +28,7 @@ def run() -> None:
     InputError
         If all trials of a method diverge.
     """
-    with open_stage("tune") as workspace:
+    with open_workspace("tune") as workspace:
         choices = {head: _choose(workspace, head) for head in heads(workspace.params)}
         save_record(TUNE, {"seed": workspace.params.seeds[0], "heads": choices})
         every = [choice for methods in choices.values() for choice in methods.values()]
@@ -72,7 +74,7 @@ def _choose(workspace: Workspace, head: Head) -> dict[str, Choice]:
             choices[name] = {"chosen": grid[0], "trials": [], "at_edge": []}
             continue
         specs = [_trial(workspace.params, name, head, chosen | {name: hyper}) for hyper in grid]
-        records = train_cells(workspace, specs, f"trials of {name}", on_validation=True)
+        records = train_runs(workspace, specs, f"trials of {name}", on_validation=True)
         tasks = [accuracy_name(task) for task in range(len(workspace.params.split.sizes))]
         shown = ["key", *tasks, "acc_mean"]
         trials = [
@@ -105,5 +107,5 @@ def _edges(
     return edges
 
 
-def _trial(params: Params, name: str, head: Head, chosen: dict[str, dict[str, float]]) -> CellSpec:
-    return method_cell(params, name, params.seeds[0], head, chosen)
+def _trial(params: Params, name: str, head: Head, chosen: dict[str, dict[str, float]]) -> RunSpec:
+    return method_run(params, name, params.seeds[0], head, chosen)

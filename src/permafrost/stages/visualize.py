@@ -1,6 +1,5 @@
 """Stage visualize: a picture of what each convolution filter looks for."""
 
-from permafrost.artifacts import load_tasks, save_tensors
 from permafrost.data import TaskSequence
 from permafrost.experiment import explain_config
 from permafrost.explain import conv_layers
@@ -8,21 +7,14 @@ from permafrost.models import vgg
 from permafrost.pictures import draw_filters
 from permafrost.ranking import method
 from permafrost.runs.results import Result
-from permafrost.stages.workspace import (
-    FILTER_PICTURES,
-    FILTERS,
-    FIRST,
-    TASKS,
-    Workspace,
-    open_stage,
-    progress_bar,
-    seed_file,
-)
+from permafrost.stages.shared import FILTER_PICTURES, FILTERS, FIRST, TASKS, progress_bar, seed_file
+from permafrost.stages.workspace import Workspace, open_workspace
+from permafrost.tensors import load_tasks, save_tensors
 
 
 def run(seed: int) -> None:
     """Write the filters' pictures and heat maps of one seed's first-task network."""
-    with open_stage("visualize", seed) as workspace:
+    with open_workspace("visualize", seed) as workspace:
         sequence = load_tasks(seed_file(TASKS, seed))
         tensors, about = workspace.obtain(
             "visualize",

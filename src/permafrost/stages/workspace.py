@@ -1,9 +1,6 @@
-"""What all stages share: where files lie, params, the device, timings and progress."""
+"""What stages that compute share: the device, the network and the stored trainings."""
 
 import os
-import re
-import shutil
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -12,80 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 
-from permafrost.artifacts import (
-    file_digest,
-    load_json,
-    load_state,
-    load_tensors,
-    require,
-    save_json,
-    save_record,
-    write_atomically,
-)
-from permafrost.cells import CellStore
+from permafrost.artifacts import file_digest, save_record, write_atomically
 from permafrost.errors import InputError
 from permafrost.experiment import new_network
-from permafrost.explain import conv_layers
 from permafrost.machine import machine_identity
 from permafrost.models import TaskNetwork
-from permafrost.params import Params, load_params
+from permafrost.names import check_names
+from permafrost.params import Params
 from permafrost.paths import project_root
-from permafrost.processes import project_lock
 from permafrost.runs.results import Result, obtain_result
-from permafrost.source import PACKAGE, PACKAGE_CODE, code_digest
-
-PARAMS = Path("params.yaml")
-TASKS = Path("data/tasks")
-FIRST = Path("models/train_first")
-INTEGRALS = Path("models/path_integral")
-FIRST_RECORDS = Path("metrics/train_first")
-SALIENCY = Path("models/saliency")
-SALIENCY_PICTURES = Path("reports/saliency")
-FILTERS = Path("models/visualize")
-FILTER_PICTURES = Path("reports/visualize")
-RANKS = Path("models/rank")
-RANK_PICTURES = Path("reports/rank")
-FROZEN = Path("models/freeze")
-KNOWLEDGE = Path("models/consolidate")
-SECOND = Path("models/train_second")
-SECOND_RECORDS = Path("metrics/train_second")
-VARIANT = Path("metrics/variant.json")
-VARIANT_CURVES = Path("reports/plots/variant_epochs.json")
-TUNE = Path("metrics/tune.json")
-SWEEP = Path("metrics/sweep.json")
-TABLES = Path("reports/tables.md")
-TRADE_OFF_PICTURE = Path("reports/kept_and_learned.png")
-TRADE_OFF_POINTS = Path("reports/plots/kept_and_learned.json")
-TIMINGS = Path("reports/timings.json")
-
-SOURCE, _CUSTOM = Path("src/permafrost"), Path("custom")
-_OUTPUTS = (TASKS, Path("models"), Path("metrics"), Path("reports"))
-_SEED_OUTPUTS = (
-    TASKS,
-    FIRST,
-    INTEGRALS,
-    FIRST_RECORDS,
-    SALIENCY,
-    SALIENCY_PICTURES,
-    FILTERS,
-    FILTER_PICTURES,
-    RANKS,
-    RANK_PICTURES,
-    FROZEN,
-    KNOWLEDGE,
-    SECOND,
-    SECOND_RECORDS,
-)
+from permafrost.runs.store import RunStore
+from permafrost.stages.shared import FIRST, PARAMS, open_stage, seed_file
+from permafrost.tensors import load_state
 
 
 @dataclass(frozen=True)
@@ -98,7 +34,7 @@ class Workspace:
         Validated.
     device : torch.device
         Where to compute.
-    store : CellStore
+    store : RunStore
         The stored trainings.
     began : float
         When the stage began, in seconds since the epoch.
@@ -106,7 +42,7 @@ class Workspace:
 
     params: Params
     device: torch.device
-    store: CellStore
+    store: RunStore
     began: float = field(default_factory=time.time)
 
     def first_network(self, seed: int) -> TaskNetwork:
@@ -154,64 +90,30 @@ class Workspace:
                 "`permafrost track` logs what it lacks"
             )
 
-    def orders(self, seed: int, metric: str) -> dict[str, torch.Tensor]:
-        """Return the order of every layer's filters by one metric.
 
-        Raises
-        ------
-        InputError
-            If the ranking is damaged or of another network or metric.
-        """
-        path = seed_file(RANKS, seed)
-        tensors, _ = load_tensors(path)
-        orders = {}
-        for name, layer in conv_layers(new_network(self.params, seed)).items():
-            order = tensors.get(f"{metric}/{name}/order")
-            whole = order is not None and torch.equal(
-                order.sort().values, torch.arange(layer.out_channels)
-            )
-            require(whole, path, f"has no ranking of layer {name} by {metric}")
-            assert order is not None
-            orders[name] = order
-        return orders
+@contextmanager
+def open_workspace(stage: str, seed: int | None = None) -> Iterator[Workspace]:
+    """Prepare a stage that computes; as :func:`open_stage`, which it is built on.
+
+    Raises
+    ------
+    InputError
+        Also if something that params.yaml names is not there, or a GPU is asked for and there is
+        none.
+    """
+    with open_stage(stage, seed) as params:
+        check_names(params, PARAMS.name)
+        yield Workspace(params, prepare_device(params), RunStore(project_root()))
 
 
-def publish_cell(store: CellStore, record: dict[str, Any], model: Path, results: Path) -> None:
-    """Write a cell's weights and its record into a stage's own outputs.
+def publish_run(store: RunStore, record: dict[str, Any], model: Path, results: Path) -> None:
+    """Write a run's weights and its record into a stage's own outputs.
 
     Without the parameters that MLflow shows: some do not change the training, which then is the one
     that was stored under others.
     """
     write_atomically(model, store.model_path(record["key"]).read_bytes())
     save_record(results, {name: value for name, value in record.items() if name != "params"})
-
-
-def seed_file(folder: Path, seed: int, suffix: str = ".safetensors") -> Path:
-    """Return a stage's file of one seed."""
-    return folder / f"{seed}{suffix}"
-
-
-def variant_pictures(params: Params, root: Path = Path()) -> dict[str, Path]:
-    """Return the pictures of a variant for MLflow: place in the run to file."""
-    pictures = {path.name: root / path for path in (TABLES, TRADE_OFF_PICTURE)}
-    for seed in params.seeds:
-        for stage, folder in (("saliency", SALIENCY_PICTURES), ("rank", RANK_PICTURES)):
-            pictures[f"{stage}/{seed}.png"] = seed_file(root / folder, seed, ".png")
-        for path in sorted((root / FILTER_PICTURES / str(seed)).glob("*.png")):
-            pictures[f"filters/{seed}/{path.name}"] = path
-    return pictures
-
-
-def read_params() -> Params:
-    """Read params.yaml; a user's own metrics are found from the project's folder."""
-    find_custom(Path.cwd())
-    return load_params(PARAMS)
-
-
-def find_custom(root: Path) -> None:
-    """Let a user's own metrics be imported from a project's folder."""
-    if str(root) not in sys.path:
-        sys.path.append(str(root))
 
 
 def prepare_device(params: Params) -> torch.device:
@@ -233,131 +135,3 @@ def prepare_device(params: Params) -> torch.device:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
     return torch.device(wanted)
-
-
-@contextmanager
-def open_stage(stage: str, seed: int | None = None) -> Iterator[Workspace]:
-    """Prepare a stage, and note how long it took in ``reports/timings.json``.
-
-    Parameters
-    ----------
-    stage : str
-        Its name in dvc.yaml.
-    seed : int, optional
-        Of a stage that runs for each seed.
-
-    Raises
-    ------
-    InputError
-        If params.yaml is wrong, the code is not this copy's, or one of them was changed meanwhile.
-    """
-    began = time.perf_counter()
-    custom = code_digest(_CUSTOM)
-    params = read_params()
-    if seed is not None and seed not in params.seeds:
-        raise InputError(f"--seed: {seed} is none of seeds: {', '.join(map(str, params.seeds))}")
-    _refuse_other_code(stage)
-    _remove_leftovers()
-    _remove_other_seeds(params)
-    yield Workspace(params, prepare_device(params), CellStore(project_root()))
-    # DVC would note what was computed as of the new ones.
-    refuse_changed(PARAMS, stage, read_params() != params)
-    refuse_changed(SOURCE, stage, _is_other_code())
-    refuse_changed(_CUSTOM, stage, code_digest(_CUSTOM) != custom)
-    name = stage if seed is None else f"{stage}@{seed}"
-    note_seconds("stages", {name: time.perf_counter() - began})
-
-
-def refuse_changed(path: Path, stage: str, is_changed: bool) -> None:
-    """Refuse what a stage has computed of a file, or of a folder, that is no longer the same."""
-    if is_changed:
-        raise InputError(f"{path}: was changed while {stage} ran; run `dvc repro` again")
-
-
-def _is_other_code() -> bool:
-    """Return whether DVC sees other code than was imported."""
-    return SOURCE.is_dir() and code_digest(SOURCE) != PACKAGE_CODE
-
-
-def _refuse_other_code(stage: str) -> None:
-    """Refuse to run other code than DVC sees, as that of a queued copy may be."""
-    if _is_other_code():
-        refuse_changed(SOURCE, stage, SOURCE.samefile(PACKAGE))
-        raise InputError(
-            f"{SOURCE}: is not the code that runs, which is {PACKAGE}; activate this copy's own "
-            "environment, or `git add` what is new and queue the experiment again"
-        )
-
-
-def _remove_leftovers() -> None:
-    """Delete what a killed DVC, or one without space, left of the outputs that it was copying.
-
-    In a folder of outputs it would be taken for one of them.
-    """
-    for folder in _OUTPUTS:
-        for path in folder.rglob("*.tmp"):
-            if re.search(r"\.[\w-]{22}\.tmp$", path.name) and _is_idle(path):
-                path.unlink(missing_ok=True)
-
-
-def _remove_other_seeds(params: Params) -> None:
-    """Delete what is of seeds that are none any more, which DVC no longer owns.
-
-    A stage that depends on a folder depends on all in it: ``dvc.lock`` would note files that no
-    clone gets. DVC's cache keeps them for when the seeds are back.
-    """
-    kept = {str(seed) for seed in params.seeds}
-    for folder in _SEED_OUTPUTS:
-        for path in folder.glob("*"):
-            if path.stem.isdecimal() and path.stem not in kept:
-                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-
-
-def _is_idle(path: Path) -> bool:
-    """Return whether nobody, such as another DVC, has written to a file for two seconds."""
-    try:
-        return time.time() - path.stat().st_mtime > 2
-    except FileNotFoundError:
-        return False
-
-
-def note_seconds(group: str, seconds: dict[str, float]) -> None:
-    """Merge durations into ``reports/timings.json``."""
-    with project_lock(project_root(), "timings"):
-        timings = read_timings()
-        rounded = {name: round(value, 2) for name, value in seconds.items()}
-        timings[group] = timings.get(group, {}) | rounded
-        save_json(TIMINGS, timings)
-
-
-def read_timings() -> dict[str, dict[str, float]]:
-    """Read ``reports/timings.json``; where there is none, or it is damaged, nothing is known."""
-    try:
-        timings = load_json(TIMINGS)
-    except InputError:
-        return {}
-    groups = timings.values() if isinstance(timings, dict) else [None]
-    return timings if all(isinstance(group, dict) for group in groups) else {}
-
-
-@contextmanager
-def progress_bar(title: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Show a bar with an estimate of the time left; show nothing where there is no terminal.
-
-    Yields
-    ------
-    callable
-        Told how many of the ``total`` steps were just done.
-    """
-    console = Console(stderr=True)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        task = progress.add_task(title, total=total)
-        yield lambda steps: progress.advance(task, steps)

@@ -12,7 +12,7 @@ from typing import ClassVar, cast
 import torch
 from torch import Tensor
 
-from permafrost.evaluation import response_drift
+from permafrost.evaluation.drift import response_drift
 from permafrost.explain import conv_layers
 from permafrost.freezing import frozen_filters, plain_copy
 from permafrost.models import TaskNetwork

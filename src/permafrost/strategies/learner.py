@@ -10,7 +10,8 @@ from torch import Tensor
 
 from permafrost.data import Batches, TaskSequence
 from permafrost.errors import NotFiniteError
-from permafrost.evaluation import Accuracy, accuracy_name, accuracy_row
+from permafrost.evaluation import Accuracy, accuracy_name
+from permafrost.evaluation.accuracy import accuracy_row
 from permafrost.models import Head, TaskNetwork
 from permafrost.seeding import generator
 from permafrost.strategies.base import Keep, Lesson, Memory, Phase, Strategy

@@ -1,32 +1,34 @@
 """MLflow: the only place that imports it.
 
-What happened is known from files (cells and variants); MLflow mirrors them. A training logs live
+What happened is known from files (runs and variants); MLflow mirrors them. A training logs live
 while it runs, and :meth:`Tracker.reconcile` makes the store equal to the files at any time, so that
 a store that was down, a stage that DVC restored and a training that was killed lose nothing.
 """
 
 from permafrost.tracking.redaction import redact
 from permafrost.tracking.tracker import (
-    CELLS,
     EXPERIMENTS,
     FIRST_TASKS,
+    RUNS,
     TRIALS,
     VARIANTS,
     LiveRun,
     RunRecord,
     Tracker,
     TrackingError,
+    machine_tags,
 )
 
 __all__ = [
-    "CELLS",
     "EXPERIMENTS",
     "FIRST_TASKS",
+    "RUNS",
     "TRIALS",
     "VARIANTS",
     "LiveRun",
     "RunRecord",
     "Tracker",
     "TrackingError",
+    "machine_tags",
     "redact",
 ]

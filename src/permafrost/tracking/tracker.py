@@ -32,9 +32,9 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
     from mlflow.tracking import MlflowClient
 
-CELLS, FIRST_TASKS, VARIANTS = "permafrost", "permafrost-first-task", "permafrost-variants"
+RUNS, FIRST_TASKS, VARIANTS = "permafrost", "permafrost-first-task", "permafrost-variants"
 TRIALS = "permafrost-trials"
-EXPERIMENTS = (CELLS, FIRST_TASKS, VARIANTS, TRIALS)
+EXPERIMENTS = (RUNS, FIRST_TASKS, VARIANTS, TRIALS)
 
 WAIT = 10.0  # the seconds that a training waits for MLflow, in all
 STOPPED_WAIT = 2.0  # those of a training that is stopped
@@ -105,6 +105,11 @@ class RunRecord:
         held = [dict(self.params), dict(self.metrics), [dict(row) for row in self.curves], pictures]
         text = json.dumps(held, sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()
+
+
+def machine_tags(made_on: Mapping[str, str]) -> dict[str, str]:
+    """Return what makes machines differ, as tags of a run."""
+    return {f"machine.{name}": value for name, value in made_on.items()}
 
 
 class Tracker:

@@ -15,10 +15,10 @@ import sys
 
 
 class _Finder(importlib.abc.MetaPathFinder):
-    """Patches permafrost.cells once it is imported."""
+    """Patches permafrost.runs.store once it is imported."""
 
     def find_spec(self, name, path, target=None):
-        if name != "permafrost.cells":
+        if name != "permafrost.runs.store":
             return None
         sys.meta_path.remove(self)
         spec = importlib.util.find_spec(name)
@@ -26,7 +26,7 @@ class _Finder(importlib.abc.MetaPathFinder):
 
         def exec_module(module):
             execute(module)
-            _patch(module.CellStore)
+            _patch(module.RunStore)
 
         spec.loader.exec_module = exec_module
         return spec

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from permafrost.artifacts import load_json
 from permafrost.cli import app
-from permafrost.stages import cell_pool
+from permafrost.stages import run_pool
 from permafrost.tables import accuracy_table
 from project import REPOSITORY, SEED_STAGES, TINY, Project, command_of, stages_run
 
@@ -34,7 +34,7 @@ def workflow(tmp_path, monkeypatch):
         yaml.dump(params, Path("params.yaml"))
         output = ""
         for command in commands:
-            cell_pool._inputs.cache_clear()  # as in a process of its own
+            run_pool._inputs.cache_clear()  # as in a process of its own
             result = CliRunner().invoke(app, command_of(command)[1:])
             assert result.exit_code == code, result.output
             output += result.output
@@ -57,8 +57,8 @@ def line_of(output, start):
 
 
 def check_failure(told, folder=Path()):
-    """Check what is told of the one failed cell, and the tables that show it."""
-    count = "1 of 4 cells failed"
+    """Check what is told of the one failed run, and the tables that show it."""
+    count = "1 of 4 runs failed"
     assert told.startswith(f"permafrost: sweep: {count}: {FAILED} (task 2: the loss is ")
     assert "with train.lr=0.001); reports/tables.md shows them" in told
     text = (folder / "reports" / "tables.md").read_text()
@@ -70,7 +70,7 @@ def check_failure(told, folder=Path()):
 
 
 def test_a_failed_cell_in_the_workflow(tally, workflow):
-    with tally("failed cells in the workflow") as fault:
+    with tally("failed runs in the workflow") as fault:
         with fault.trial("one method diverges"):
             workflow(*SEED_STAGES, "evaluate", tune={"ewc": [STRONG]})
             output = workflow("tune", "sweep")
@@ -116,7 +116,7 @@ def test_a_failed_cell_under_dvc(tally, rounds, tmp_path):
     project = Project(tmp_path / "permafrost")
     rank, sweep = {"metrics": ["mse"]}, SWEEP | {"workers": 2}
     project.change({"rank": rank, "sweep": sweep, "tune": {"ewc": [STRONG]}})
-    with tally("failed cells under DVC") as fault:
+    with tally("failed runs under DVC") as fault:
         with fault.trial("one method diverges"):
             output = project.run("dvc", "repro", code=255)
             check_failure(line_of(output, "permafrost: "), project.folder)

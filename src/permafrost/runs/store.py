@@ -1,6 +1,6 @@
-"""Cells: every training, stored under the hash of all that it depends on.
+"""Every training, stored under the hash of all that it depends on.
 
-A cell is trained once, whoever asks for it; one that was killed goes on after its last epoch. The
+A run is trained once, whoever asks for it; one that was killed goes on after its last epoch. The
 store lies in ``.permafrost/cells`` at the project's root, outside what DVC owns, and the key keeps
 it honest: whatever changes the result changes the key.
 """
@@ -8,35 +8,36 @@ it honest: whatever changes the result changes the key.
 import json
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
-from permafrost.artifacts import (
-    load_record,
-    load_tensors,
-    require,
-    save_record,
-    save_tensors,
-)
-from permafrost.errors import DamagedError, InputError
-from permafrost.machine import fingerprint, machine_tags
-from permafrost.processes import project_lock
+from permafrost.artifacts import require, save_record
+from permafrost.errors import DamagedError
+from permafrost.machine import fingerprint
 from permafrost.runs.key import is_fresh_wanted, result_key
 from permafrost.runs.outcome import OnEpoch, Outcome, row_facts
 from permafrost.runs.rows import first_task_row, further_row, row_accuracies
+from permafrost.runs.stored import KEPT, MODEL, StoredRuns
 from permafrost.strategies import Progress
-from permafrost.tracking import CELLS, FIRST_TASKS, TRIALS, LiveRun, RunRecord, Tracker
+from permafrost.tensors import load_tensors, save_tensors
+from permafrost.tracking import (
+    FIRST_TASKS,
+    RUNS,
+    TRIALS,
+    LiveRun,
+    RunRecord,
+    Tracker,
+    machine_tags,
+)
 from permafrost.training import TrainingState, part_of
 
-_RESULT, _CHECKPOINT = "cell.json", "checkpoint.safetensors"
-_MODEL, _KEPT = "model.safetensors", "kept.safetensors"
+_CHECKPOINT = "checkpoint.safetensors"
 
-_EXPERIMENTS = {"cell": CELLS, "trial": TRIALS, "first_task": FIRST_TASKS}
+_EXPERIMENTS = {"cell": RUNS, "trial": TRIALS, "first_task": FIRST_TASKS}
 
 Loaded = TypeVar("Loaded")
 
@@ -45,7 +46,7 @@ Train = Callable[[Progress | None, OnEpoch], Outcome]
 
 
 @dataclass(frozen=True)
-class CellRequest:
+class RunRequest:
     """A training that somebody wants.
 
     Attributes
@@ -74,12 +75,12 @@ class CellRequest:
 
     @property
     def key(self) -> str:
-        """Return the cell's key, 32 hexadecimal digits."""
+        """Return the run's key, 32 hexadecimal digits."""
         return result_key({"kind": self.kind, "identity": self.identity}, self.code)
 
 
-class CellStore:
-    """The stored cells of one project.
+class RunStore(StoredRuns):
+    """The stored runs of one project.
 
     Parameters
     ----------
@@ -88,22 +89,21 @@ class CellStore:
     """
 
     def __init__(self, root: Path) -> None:
-        self.root = root
-        self.folder = root / ".permafrost" / "cells"
+        super().__init__(root)
         self.tracker = Tracker(root)
 
     def obtain(
         self,
-        request: CellRequest,
+        request: RunRequest,
         train: Train,
         on_epoch: OnEpoch | None = None,
     ) -> dict[str, Any]:
-        """Return a cell's record; train the cell if it is not stored.
+        """Return a run's record; train the run if it is not stored.
 
         Parameters
         ----------
-        request : CellRequest
-            Which cell.
+        request : RunRequest
+            Which run.
         train : callable
             Given the progress to go on from (or None) and what to call after each epoch.
         on_epoch : callable, optional
@@ -115,7 +115,7 @@ class CellStore:
             ``key``, ``kind``, ``name``, ``params``, the facts, and ``row``, derived of them.
         """
         key = request.key
-        with self._lock_or_wait(key, request.name):
+        with self.lock_or_wait(key, request.name):
             if is_fresh_wanted():
                 shutil.rmtree(self.folder / key, ignore_errors=True)
                 return self._train(request, key, train, None, on_epoch)
@@ -128,7 +128,7 @@ class CellStore:
             return self._train(request, key, train, progress, on_epoch)
 
     def _unless_damaged(self, load: Callable[[str], Loaded | None], key: str) -> Loaded | None:
-        """Load something of a cell; one that is damaged is told and deleted, to be made again."""
+        """Load something of a run; one that is damaged is told and deleted, to be made again."""
         try:
             return load(key)
         except DamagedError as error:
@@ -138,7 +138,7 @@ class CellStore:
 
     def _train(
         self,
-        request: CellRequest,
+        request: RunRequest,
         key: str,
         train: Train,
         progress: Progress | None,
@@ -171,23 +171,22 @@ class CellStore:
         return with_row(record)
 
     def _drop_checkpoint(self, key: str) -> None:
-        """Delete what a whole cell needs no more; a kill may have left it."""
+        """Delete what a whole run needs no more; a kill may have left it."""
         (self.folder / key / _CHECKPOINT).unlink(missing_ok=True)
 
     def load(self, key: str) -> dict[str, Any] | None:
-        """Return a stored cell's record, or None where there is none that is whole."""
-        folder = self.folder / key
-        if not (folder / _RESULT).exists():
+        """Return a stored run's record, or None where there is none that is whole."""
+        result = self.result(key)
+        if result is None:
             return None
-        result = load_record(folder / _RESULT)
-        for path in (folder / _MODEL, folder / _KEPT):
+        for path in (self.model_path(key), self.kept_path(key)):
             require(path.exists(), path, "is missing")
             load_tensors(path)  # it carries its checksum
         record: dict[str, Any] = result["record"]
         return record
 
     def is_whole(self, key: str) -> bool:
-        """Return whether nothing of a cell is damaged, as far as it is; one in training is not."""
+        """Return whether nothing of a run is damaged, as far as it is; one in training is not."""
         try:
             with self.lock(key, timeout=0):
                 self.load(key)
@@ -198,83 +197,20 @@ class CellStore:
             return True
         return True
 
-    def model_path(self, key: str) -> Path:
-        """Return the file of a stored cell's final weights."""
-        return self.folder / key / _MODEL
-
-    def kept_path(self, key: str) -> Path:
-        """Return the file of what else a stored cell keeps."""
-        return self.folder / key / _KEPT
-
     def run_records(self) -> list[RunRecord]:
-        """Return what MLflow has to hold of all whole cells."""
-        results = [load_record(path) for path in sorted(self.folder.glob(f"*/{_RESULT}"))]
+        """Return what MLflow has to hold of all whole runs."""
+        results = [result for key in self.stored_keys() if (result := self.result(key))]
         return [run_record(result["record"], result["machine"]) for result in results]
-
-    def name(self, key: str) -> str:
-        """Return a stored cell's name for people; one that is not whole has none yet."""
-        try:
-            return str(load_record(self.folder / key / _RESULT)["record"]["name"])
-        except InputError:
-            return "(not whole)"
-
-    def seconds(self, key: str) -> float | None:
-        """Return how long the epochs of a cell's training took; None if it is not stored."""
-        path = self.folder / key / _RESULT
-        return float(load_record(path)["seconds"]) if path.exists() else None
-
-    def is_new(self, key: str, since: float) -> bool:
-        """Return whether a stored training came to its end after a time."""
-        return (self.folder / key / _RESULT).stat().st_mtime >= since
-
-    def is_active(self, key: str) -> bool:
-        """Return whether a process is training the cell now."""
-        try:
-            with self.lock(key, timeout=0):
-                return False
-        except Timeout:
-            return True
-
-    def delete(self, key: str) -> int | None:
-        """Delete a cell; return the bytes that were freed, or None if it is in training."""
-        folder = self.folder / key
-        try:
-            with self.lock(key, timeout=0):
-                freed = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-                if folder.exists():
-                    shutil.rmtree(folder)
-        except Timeout:
-            return None
-        return freed
-
-    def stored_keys(self) -> list[str]:
-        """Return the keys of all cells, whole or not."""
-        return sorted(path.name for path in self.folder.glob("*") if path.is_dir())
-
-    @contextmanager
-    def _lock_or_wait(self, key: str, name: str) -> Iterator[None]:
-        """Lock a cell; say so if another process is at it."""
-        with ExitStack() as held:
-            try:
-                held.enter_context(self.lock(key, timeout=0))
-            except Timeout:
-                print(f"{name}: another process trains it; waiting for that", file=sys.stderr)
-                held.enter_context(self.lock(key))
-            yield
-
-    def lock(self, key: str, timeout: float = -1) -> FileLock:
-        """Return what keeps other processes from what is stored under a key: a `project_lock`."""
-        return project_lock(self.root, key, timeout)
 
     def _complete(
         self, key: str, record: dict[str, Any], outcome: Outcome, made_on: dict[str, str]
     ) -> None:
         folder = self.folder / key
-        save_tensors(folder / _MODEL, outcome.weights)
-        save_tensors(folder / _KEPT, outcome.kept)
+        save_tensors(folder / MODEL, outcome.weights)
+        save_tensors(folder / KEPT, outcome.kept)
         result = {"record": record, "seconds": round(outcome.seconds, 3), "machine": made_on}
-        # Written last: a cell is whole if and only if this file exists.
-        save_record(folder / _RESULT, result)
+        # Written last: a run is whole if and only if this file exists.
+        save_record(self.result_path(key), result)
 
     def _save_checkpoint(self, key: str, progress: Progress) -> None:
         tensors = {f"training/{name}": t for name, t in progress.training.tensors.items()}
@@ -325,7 +261,7 @@ def with_row(record: dict[str, Any]) -> dict[str, Any]:
 def run_record(
     record: dict[str, Any], made_on: Mapping[str, str], *, partial: bool = False
 ) -> RunRecord:
-    """Return what MLflow holds of a cell, finished or only begun, and of the machine it is from."""
+    """Return what MLflow holds of a run, finished or only begun, and of the machine it is from."""
     row = with_row(record).get("row", {})
     return RunRecord(
         key=record["key"],

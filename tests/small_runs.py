@@ -1,17 +1,18 @@
-"""Small cells: parameters, inputs and specifications of trainings that take a moment."""
+"""Small runs: parameters, inputs and specifications of trainings that take a moment."""
 
 import json
 
 import pytest
 import torch
 
-from permafrost.cells import CellRequest
 from permafrost.evaluation import Accuracy
-from permafrost.experiment import CellInputs, first_lesson, knowledge_name, new_network, train_cell
+from permafrost.experiment import RunInputs, first_lesson, knowledge_name, new_network, train_run
 from permafrost.params import Params
-from permafrost.plan import CellSpec, grids, sweep_cells
+from permafrost.plan import grids, sweep_runs
 from permafrost.ranking.method import frozen_masks
 from permafrost.runs.outcome import Outcome, accuracy_facts
+from permafrost.runs.spec import RunSpec
+from permafrost.runs.store import RunRequest
 from permafrost.strategies import STRATEGIES, Progress, common_parameters
 
 CPU = torch.device("cpu")
@@ -58,15 +59,15 @@ def make_orders(params=None):
 
 
 MASKS = frozen_masks(make_orders(), 0.5)
-FREEZE = CellSpec("freeze", 0, "shared", "mse", 0.5)
-FINETUNE = CellSpec("finetune", 0, "shared")
-EWC = CellSpec("ewc", 0, "shared", hyper=(("strength", 3.0),))
-LWF = CellSpec("lwf", 0, "shared", hyper=(("temperature", 2.0), ("weight", 0.5)))
-REPLAY = CellSpec("replay", 0, "shared")
+FREEZE = RunSpec("freeze", 0, "shared", "mse", 0.5)
+FINETUNE = RunSpec("finetune", 0, "shared")
+EWC = RunSpec("ewc", 0, "shared", hyper=(("strength", 3.0),))
+LWF = RunSpec("lwf", 0, "shared", hyper=(("temperature", 2.0), ("weight", 0.5)))
+REPLAY = RunSpec("replay", 0, "shared")
 
 
 def make_joint(seed, head, passes):
-    return CellSpec("joint", seed, head, hyper=(("passes", passes),))
+    return RunSpec("joint", seed, head, hyper=(("passes", passes),))
 
 
 def chosen_for(params):
@@ -83,7 +84,7 @@ def never(progress, on_epoch):
     raise AssertionError("trained again")
 
 
-REQUEST = CellRequest("cell", "a cell", {"seed": 0}, {"seed": 0}, (), {"strategy": "none"})
+REQUEST = RunRequest("cell", "a cell", {"seed": 0}, {"seed": 0}, (), {"strategy": "none"})
 
 
 FILTERS = {"filters": {"a": 4, "b": 6}, "frozen": {"b": 3}}
@@ -100,14 +101,14 @@ def trivial(progress, on_epoch):
 
 
 def cell_of(strategy, head="shared"):
-    """Return a strategy's cell as the sweep has it."""
+    """Return a strategy's run as the sweep has it."""
     params = make_params(sweep={"strategies": [strategy], "heads": [head]})
-    return sweep_cells(params, chosen_for(params))[0]
+    return sweep_runs(params, chosen_for(params))[0]
 
 
 def make_inputs(params, sequence):
     first = new_network(params, 0).state_dict()
-    return CellInputs(sequence, "tasks", first, "first", unread)
+    return RunInputs(sequence, "tasks", first, "first", unread)
 
 
 class Asked(Exception):
@@ -121,5 +122,5 @@ class Catcher:
 
 def key_of(spec, inputs, masks=MASKS, **sections):
     with pytest.raises(Asked) as caught:
-        train_cell(Catcher(), make_params(**sections), spec, inputs, masks, CPU)
+        train_run(Catcher(), make_params(**sections), spec, inputs, masks, CPU)
     return str(caught.value)

@@ -6,16 +6,16 @@ import multiprocessing
 import pytest
 import torch
 
-from permafrost import cells
-from permafrost.artifacts import load_tensors
-from permafrost.cells import run_record, with_row
 from permafrost.errors import InputError
 from permafrost.evaluation import Accuracy
 from permafrost.machine import fingerprint
+from permafrost.runs import store as runs
 from permafrost.runs.outcome import Outcome
+from permafrost.runs.store import run_record, with_row
 from permafrost.strategies import Progress
+from permafrost.tensors import load_tensors
 from permafrost.training import TrainingState
-from small_cells import REQUEST, facts, never, trivial
+from small_runs import REQUEST, facts, never, trivial
 
 
 def test_a_cell_is_trained_once(store):
@@ -162,7 +162,7 @@ def test_a_cell_without_its_record_is_not_whole(store):
 
 
 def test_the_record_is_written_last(store, monkeypatch):
-    monkeypatch.setattr(cells, "save_tensors", lambda *arguments: 1 / 0)
+    monkeypatch.setattr(runs, "save_tensors", lambda *arguments: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         store.obtain(REQUEST, trivial)
     assert store.load(REQUEST.key) is None
@@ -181,7 +181,7 @@ def test_delete(store):
 
 
 def train_until_told(store, started, go_on):
-    """In another process: hold a cell."""
+    """In another process: hold a run."""
 
     def train(progress, on_epoch):
         started.set()

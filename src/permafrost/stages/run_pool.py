@@ -1,4 +1,4 @@
-"""Train many cells, one after the other or in several processes."""
+"""Train many runs, one after the other or in several processes."""
 
 import multiprocessing
 from collections.abc import Iterator
@@ -7,13 +7,13 @@ from concurrent.futures.process import BrokenProcessPool
 from functools import lru_cache
 from typing import Any
 
-from permafrost.artifacts import file_digest, load_tasks, load_tensors
-from permafrost.cells import CellStore
+import torch
+
+from permafrost.artifacts import file_digest
 from permafrost.errors import InputError
-from permafrost.experiment import CellInputs, train_cell
+from permafrost.experiment import RunInputs, train_run
 from permafrost.params import Params
 from permafrost.paths import project_root
-from permafrost.plan import CellSpec
 from permafrost.processes import (
     GRACE,
     deaf_children,
@@ -22,28 +22,31 @@ from permafrost.processes import (
     stop_with_parent,
 )
 from permafrost.ranking.method import frozen_masks
+from permafrost.runs.spec import RunSpec
+from permafrost.runs.store import RunStore
 from permafrost.source import PACKAGE_CODE
-from permafrost.stages.workspace import (
+from permafrost.stages.shared import (
     FIRST,
     KNOWLEDGE,
     SOURCE,
     TASKS,
-    Workspace,
-    prepare_device,
     progress_bar,
+    read_orders,
     refuse_changed,
     seed_file,
 )
+from permafrost.stages.workspace import Workspace, prepare_device
 from permafrost.stopping import stop_if_requested
+from permafrost.tensors import load_tasks, load_tensors
 
-Records = dict[CellSpec, dict[str, Any]]
+Records = dict[RunSpec, dict[str, Any]]
 
 
-def cell_inputs(seed: int) -> CellInputs:
-    """Read what every cell of a seed starts from."""
+def run_inputs(seed: int) -> RunInputs:
+    """Read what every run of a seed starts from."""
     tasks, first, known = (seed_file(folder, seed) for folder in (TASKS, FIRST, KNOWLEDGE))
     weights, _ = load_tensors(first)
-    return CellInputs(
+    return RunInputs(
         load_tasks(tasks),
         file_digest(tasks),
         weights,
@@ -52,17 +55,17 @@ def cell_inputs(seed: int) -> CellInputs:
     )
 
 
-def train_cells(
-    workspace: Workspace, specs: list[CellSpec], title: str, *, on_validation: bool = False
+def train_runs(
+    workspace: Workspace, specs: list[RunSpec], title: str, *, on_validation: bool = False
 ) -> Records:
-    """Train cells, or find them stored; return each one's record.
+    """Train runs, or find them stored; return each one's record.
 
     Parameters
     ----------
     workspace : Workspace
         Of the stage.
-    specs : list of CellSpec
-        Which cells.
+    specs : list of RunSpec
+        Which runs.
     title : str
         Of the progress bar.
     on_validation : bool
@@ -77,8 +80,8 @@ def train_cells(
 
 
 def _records(
-    workspace: Workspace, specs: list[CellSpec], on_validation: bool
-) -> Iterator[tuple[CellSpec, dict[str, Any]]]:
+    workspace: Workspace, specs: list[RunSpec], on_validation: bool
+) -> Iterator[tuple[RunSpec, dict[str, Any]]]:
     workers = min(workspace.params.sweep.workers, len(specs))
     if workers <= 1:
         for spec in specs:
@@ -116,13 +119,14 @@ def _records(
         stop_all(set(multiprocessing.active_children()) - others, grace)
 
 
-def _obtain(workspace: Workspace, spec: CellSpec, on_validation: bool) -> dict[str, Any]:
+def _obtain(workspace: Workspace, spec: RunSpec, on_validation: bool) -> dict[str, Any]:
     stop_if_requested()
     masks = None
     if spec.metric is not None and spec.pct is not None:
-        masks = frozen_masks(workspace.orders(spec.seed, spec.metric), spec.pct)
+        orders = read_orders(spec.seed, spec.metric)
+        masks = frozen_masks({name: torch.tensor(o) for name, o in orders.items()}, spec.pct)
     inputs = _inputs(spec.seed)
-    return train_cell(
+    return train_run(
         workspace.store,
         workspace.params,
         spec,
@@ -133,8 +137,8 @@ def _obtain(workspace: Workspace, spec: CellSpec, on_validation: bool) -> dict[s
 
 
 @lru_cache(maxsize=1)
-def _inputs(seed: int) -> CellInputs:
-    return cell_inputs(seed)
+def _inputs(seed: int) -> RunInputs:
+    return run_inputs(seed)
 
 
 _workspaces: list[Workspace] = []  # a worker's own
@@ -145,9 +149,9 @@ def _start_worker(params: Params) -> None:
     assert parent
     stop_on_signals()
     stop_with_parent(int(parent.pid or 0))
-    _workspaces.append(Workspace(params, prepare_device(params), CellStore(project_root())))
+    _workspaces.append(Workspace(params, prepare_device(params), RunStore(project_root())))
 
 
-def _obtain_in_worker(spec: CellSpec, on_validation: bool, code: str) -> dict[str, Any]:
+def _obtain_in_worker(spec: RunSpec, on_validation: bool, code: str) -> dict[str, Any]:
     refuse_changed(SOURCE, "its stage", code != PACKAGE_CODE)  # a worker imports it anew
     return _obtain(_workspaces[0], spec, on_validation)

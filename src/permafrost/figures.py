@@ -1,0 +1,30 @@
+"""What all figures of matplotlib share."""
+
+from pathlib import Path
+from typing import Any
+
+
+def subplots(
+    rows: int = 1, columns: int = 1, *, figsize: tuple[float, float], **options: Any
+) -> tuple[Any, Any]:
+    """Return a figure of its own and its axes; a notebook's pyplot never hears of it."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize, layout="constrained")
+    return figure, figure.subplots(rows, columns, **options)
+
+
+def save(figure: Any, path: Path) -> None:
+    """Write a figure as PNG."""
+    from matplotlib.text import Text
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)  # a dollar in a name is a dollar
+    # Without the metadata the same picture is the same file.
+    figure.savefig(path, dpi=110, metadata={"Software": None})
+
+
+def cut(name: str, length: int) -> str:
+    """Return a name that is not longer than so many characters."""
+    return name if len(name) <= length else f"{name[: length - 1]}…"

@@ -1,0 +1,43 @@
+"""Which parameters MLflow shows of a training."""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from permafrost.params import Params
+from permafrost.runs.spec import RunSpec
+
+
+def shown_params(params: Params, spec: RunSpec) -> dict[str, Any]:
+    """Return the parameters that MLflow shows of a run, besides the machine's."""
+    shown = asdict(spec) | spec.hyperparameters
+    shown = {name: value for name, value in shown.items() if value is not None and name != "hyper"}
+    ranking = {
+        "saliency.": params.saliency.model_dump(),
+        "visualize.": params.visualize.model_dump(),
+        "rank.": params.rank.model_dump(exclude={"metrics"}),
+        "freeze.": params.freeze.model_dump(include={"batch_norm"}),
+    }
+    return shown | shown_training(params) | _dotted(ranking)
+
+
+def shown_training(params: Params) -> dict[str, Any]:
+    """Return the parameters that MLflow shows of every training."""
+    split = params.split
+    unread = {"classes"} if split.classes is None else {"classes_per_task", "tasks", "selection"}
+    return _dotted(
+        {
+            "": {"dataset": split.dataset},
+            "split.": split.model_dump(exclude={"dataset", "root"} | unread),
+            "model.": params.model.model_dump(exclude={"head"}),
+            "train.": params.train.model_dump(exclude={"precision"}),
+        }
+    )
+
+
+def _dotted(sections: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    return {
+        f"{prefix}{name}": value
+        for prefix, section in sections.items()
+        for name, value in section.items()
+    }
