@@ -63,6 +63,7 @@ def _complaints(params: Params) -> Iterator[str]:
     yield from _unknown("saliency.method", params.saliency.method, SALIENCY_METHODS)
     for place, metric in enumerate(rank.metrics):
         yield from _unknown(f"rank.metrics.{place}", metric, CRITERIA)
+    yield from _unranked(params)
     yield from _no_choice("rank.aggregate", rank.aggregate, AGGREGATES)
     yield from _wrong_grids(params.tune)
     for place, strategy in enumerate(sweep.strategies):
@@ -76,6 +77,21 @@ def _complaints(params: Params) -> Iterator[str]:
                 f"sweep.strategies: {name} cannot answer under the head {head}; allowed: "
                 f"{', '.join(allowed)}"
             )
+
+
+def _unranked(params: Params) -> Iterator[str]:
+    ranked, sweep = params.rank.metrics, params.sweep
+    for key, metric in [
+        ("freeze.metric", params.freeze.metric),
+        *(("sweep.metrics", metric) for metric in sweep.metrics),
+    ]:
+        if metric not in ranked:
+            yield (
+                f"{key}: {shown(metric)} is not ranked; allowed: what rank.metrics lists "
+                f"({', '.join(ranked)})"
+            )
+    if "freeze" in sweep.strategies and not sweep.metrics:
+        yield "sweep: the strategy freeze needs at least one of sweep.metrics"
 
 
 def _no_choice(key: str, name: str, allowed: Iterable[str]) -> Iterator[str]:

@@ -208,21 +208,6 @@ class Params(_Section):
     runtime: Runtime = Runtime()
 
     @model_validator(mode="after")
-    def _metrics_are_ranked(self) -> "Params":
-        ranked = self.rank.metrics
-        for key, metric in [("freeze.metric", self.freeze.metric)] + [
-            ("sweep.metrics", metric) for metric in self.sweep.metrics
-        ]:
-            if metric not in ranked:
-                raise ValueError(
-                    f"{key}: {shown(metric)} is not ranked; allowed: what rank.metrics lists "
-                    f"({', '.join(ranked)})"
-                )
-        if "freeze" in self.sweep.strategies and not self.sweep.metrics:
-            raise ValueError("sweep: the strategy freeze needs at least one of sweep.metrics")
-        return self
-
-    @model_validator(mode="after")
     def _network_and_images_fit(self) -> "Params":
         if "bn_gamma" in self.rank.metrics and not self.model.batch_norm:
             raise ValueError("rank.metrics: bn_gamma needs model.batch_norm: true")
