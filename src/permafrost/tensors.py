@@ -41,15 +41,7 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], about: Any = None) -
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], Any]:
-    """Read what :func:`save_tensors` wrote: the tensors and ``about``.
-
-    Raises
-    ------
-    InputError
-        If the file is missing.
-    DamagedError
-        If it is not what was written.
-    """
+    """Read what :func:`save_tensors` wrote; raise as :func:`read_tensors`."""
     return read_tensors(path, "pt", _entry)
 
 

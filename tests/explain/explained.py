@@ -7,7 +7,7 @@ CLASSES = 5
 DECOMPOSED = ("fullgrad", "smooth_fullgrad")
 
 
-def vary(model: nn.Module) -> nn.Module:
+def vary_batch_norm(model: nn.Module) -> nn.Module:
     """Give BatchNorms statistics and parameters far from their initial ones."""
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -15,7 +15,7 @@ def vary(model: nn.Module) -> nn.Module:
             nn.init.uniform_(module.running_var, 0.5, 2.0)
             nn.init.uniform_(module.weight, 0.5, 1.5)
             nn.init.uniform_(module.bias, -0.3, 0.3)
-    return model.double()
+    return model
 
 
 def small_vgg(inplace: bool = True) -> nn.Sequential:
@@ -27,7 +27,7 @@ def small_vgg(inplace: bool = True) -> nn.Sequential:
         norm = nn.BatchNorm2d(outputs)
         layers += [convolution, norm, nn.ReLU(inplace=inplace), nn.MaxPool2d(2)]
     head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, CLASSES)]
-    return vary(nn.Sequential(*layers, *head))
+    return vary_batch_norm(nn.Sequential(*layers, *head)).double()
 
 
 class SharedReLU(nn.Module):
@@ -60,3 +60,30 @@ def gradients(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
         found.append(x.grad[0])
     model.zero_grad()
     return torch.stack(found)
+
+
+def mixed(model: nn.Module) -> nn.Module:
+    """Make a model's training flags, requires_grad and gradients a mixture."""
+    for index, module in enumerate(model.train()):
+        module.training = index % 3 == 0
+    for index, parameter in enumerate(model.parameters()):
+        parameter.requires_grad = index % 2 == 0
+        parameter.grad = torch.full_like(parameter, index) if index % 4 == 0 else None
+    return model
+
+
+def snapshot(model: nn.Module) -> dict:
+    """Return all that explaining a model leaves as it was."""
+    return {
+        "state": {name: value.clone() for name, value in model.state_dict().items()},
+        "flags": [module.training for module in model.modules()],
+        "inplace": [getattr(module, "inplace", None) for module in model.modules()],
+        "requires_grad": [p.requires_grad for p in model.parameters()],
+        "grads": [None if p.grad is None else p.grad.clone() for p in model.parameters()],
+        "attributes": [dict.fromkeys(vars(module), 0) for module in model.modules()],
+        "hooks": [
+            sum(len(value) for name, value in vars(module).items() if name.endswith("_hooks"))
+            for module in model.modules()
+        ],
+        "tensor_hooks": [len(p._backward_hooks or ()) for p in model.parameters()],
+    }

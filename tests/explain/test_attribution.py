@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models import resnet18
 
-from explained import CLASSES, SharedReLU, gradients, small_vgg, some_images, vary
+from explained import CLASSES, SharedReLU, gradients, small_vgg, some_images, vary_batch_norm
 from permafrost.explain import gradcam, guided_backprop, input_x_gradient, integrated_gradients
 
 
@@ -141,7 +141,7 @@ def test_guided_backprop_of_a_resnet():
 
     def build(inplace: bool) -> nn.Module:
         torch.manual_seed(0)
-        return vary(resnet18(weights=None, num_classes=CLASSES))
+        return vary_batch_norm(resnet18(weights=None, num_classes=CLASSES)).double()
 
     expected = gradients(guided(build), images, targets).abs().sum(1)
     torch.testing.assert_close(guided_backprop(build(True), images, targets), expected)

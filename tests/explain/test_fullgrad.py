@@ -10,6 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.models import resnet18
 from torchvision.models.vgg import make_layers
 
+from explained import mixed, snapshot, vary_batch_norm
 from permafrost.explain import (
     class_saliency,
     completeness_error,
@@ -30,17 +31,6 @@ def _one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-
-
-def vary_batch_norm(model: nn.Module) -> nn.Module:
-    """Give BatchNorms statistics and parameters far from their initial ones."""
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.uniform_(module.running_mean, -0.5, 0.5)
-            nn.init.uniform_(module.running_var, 0.5, 2.0)
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-            nn.init.uniform_(module.bias, -0.3, 0.3)
-    return model
 
 
 def small_vgg(batch_norm: bool) -> nn.Sequential:
@@ -281,37 +271,12 @@ def test_it_works_under_no_grad_and_records_nothing_for_the_caller():
 # The model afterwards
 
 
-def mixed_vgg() -> nn.Sequential:
-    """A model whose training flags, requires_grad and gradients are a mixture."""
-    model = small_vgg(True).train()
-    for index, module in enumerate(model):
-        module.training = index % 3 == 0
-    for index, parameter in enumerate(model.parameters()):
-        parameter.requires_grad = index % 2 == 0
-        parameter.grad = torch.full_like(parameter, index) if index % 4 == 0 else None
-    return model
-
-
-def snapshot(model: nn.Module) -> dict:
-    return {
-        "state": {name: value.clone() for name, value in model.state_dict().items()},
-        "flags": [module.training for module in model.modules()],
-        "requires_grad": [p.requires_grad for p in model.parameters()],
-        "grads": [None if p.grad is None else p.grad.clone() for p in model.parameters()],
-        "hooks": [
-            len(m._forward_hooks) + len(m._forward_pre_hooks) + len(m._backward_hooks)
-            for m in model.modules()
-        ],
-        "tensor_hooks": [len(p._backward_hooks or ()) for p in model.parameters()],
-    }
-
-
 def assert_same(before: dict, after: dict) -> None:
     torch.testing.assert_close(after, before, rtol=0, atol=0)
 
 
 def test_the_model_and_the_images_are_unchanged():
-    model, (images, targets) = mixed_vgg(), some_images(dtype=torch.float32)
+    model, (images, targets) = mixed(small_vgg(True)), some_images(dtype=torch.float32)
     before, kept = snapshot(model), images.clone()
     fullgrad(model, images, targets)
     class_saliency(model, [(images, targets % 4)], 4)
@@ -328,7 +293,7 @@ def test_a_network_that_begins_in_place_does_not_change_the_images():
 
 
 def test_the_model_is_unchanged_after_an_exception():
-    model, (images, targets) = mixed_vgg(), some_images(dtype=torch.float32)
+    model, (images, targets) = mixed(small_vgg(True)), some_images(dtype=torch.float32)
     before = snapshot(model)
     with pytest.raises(ValueError, match="finite"):
         fullgrad(model, images * torch.nan, targets)

@@ -8,27 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from explained import CLASSES, DECOMPOSED, SharedReLU, small_vgg, some_images
+from explained import CLASSES, DECOMPOSED, SharedReLU, mixed, small_vgg, snapshot, some_images
 from permafrost.errors import InputError
 from permafrost.explain import SALIENCY_METHODS, class_saliency, fullgrad, saliency_maps
 from permafrost.names import check_names
 from permafrost.params import Params
-
-
-def snapshot(model: nn.Module) -> dict:
-    return {
-        "state": {name: value.clone() for name, value in model.state_dict().items()},
-        "flags": [module.training for module in model.modules()],
-        "inplace": [getattr(module, "inplace", None) for module in model.modules()],
-        "requires_grad": [p.requires_grad for p in model.parameters()],
-        "grads": [None if p.grad is None else p.grad.clone() for p in model.parameters()],
-        "attributes": [dict.fromkeys(vars(module), 0) for module in model.modules()],
-        "hooks": [
-            sum(len(value) for name, value in vars(module).items() if name.endswith("_hooks"))
-            for module in model.modules()
-        ],
-        "tensor_hooks": [len(p._backward_hooks or ()) for p in model.parameters()],
-    }
 
 
 def assert_same(before: dict, after: dict) -> None:
@@ -81,20 +65,9 @@ def test_every_target_has_its_own_map(method):
     assert all(not torch.allclose(maps[0], other) for other in maps[1:])
 
 
-def mixed_vgg() -> nn.Sequential:
-    """A model whose training flags, requires_grad and gradients are a mixture."""
-    model = small_vgg().train()
-    for index, module in enumerate(model):
-        module.training = index % 3 == 0
-    for index, parameter in enumerate(model.parameters()):
-        parameter.requires_grad = index % 2 == 0
-        parameter.grad = torch.full_like(parameter, index) if index % 4 == 0 else None
-    return model
-
-
 @pytest.mark.parametrize("method", SALIENCY_METHODS)
 def test_the_model_and_the_images_are_unchanged(method):
-    model, (images, targets) = mixed_vgg(), some_images()
+    model, (images, targets) = mixed(small_vgg()), some_images()
     before, kept = snapshot(model), images.clone()
     saliency_maps(model, images, targets, method)
     assert_same(before, snapshot(model))

@@ -7,6 +7,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.models import resnet18
 from torchvision.models.vgg import make_layers
 
+from explained import mixed, snapshot
 from permafrost.explain import conv_layers, heat_maps, start_image, visualize_filters
 
 MEAN, STD = (0.5, 0.45, 0.4), (0.25, 0.2, 0.3)
@@ -218,29 +219,8 @@ def test_batches_are_filled_up_and_never_of_one(count, batch_size, expected, fin
 # The model afterwards
 
 
-def mixed_vgg() -> nn.Sequential:
-    """A model whose training flags, requires_grad and gradients are a mixture."""
-    model = small_vgg().train()
-    for index, module in enumerate(model):
-        module.training = index % 3 == 0
-    for index, parameter in enumerate(model.parameters()):
-        parameter.requires_grad = index % 2 == 0
-        parameter.grad = torch.full_like(parameter, index) if index % 4 == 0 else None
-    return model
-
-
-def snapshot(model: nn.Module) -> dict:
-    return {
-        "state": {name: value.clone() for name, value in model.state_dict().items()},
-        "flags": [module.training for module in model.modules()],
-        "requires_grad": [p.requires_grad for p in model.parameters()],
-        "grads": [None if p.grad is None else p.grad.clone() for p in model.parameters()],
-        "hooks": [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()],
-    }
-
-
 def test_the_model_and_the_start_image_are_unchanged():
-    model, start = mixed_vgg(), some_start()
+    model, start = mixed(small_vgg()), some_start()
     before, kept = snapshot(model), start.clone()
     visualize_filters(model, DEEP, [0, 1], start=start, steps=2)
     torch.testing.assert_close(snapshot(model), before, rtol=0, atol=0)
@@ -251,7 +231,7 @@ def test_the_model_is_unchanged_after_an_exception():
     def fail(_finished: int) -> None:
         raise KeyboardInterrupt
 
-    model = mixed_vgg()
+    model = mixed(small_vgg())
     before = snapshot(model)
     with pytest.raises(KeyboardInterrupt):
         visualize_filters(model, DEEP, [0, 1], start=some_start(), steps=1, on_batch=fail)

@@ -7,8 +7,6 @@ from concurrent.futures.process import BrokenProcessPool
 from functools import lru_cache
 from typing import Any
 
-import torch
-
 from permafrost.artifacts import file_digest
 from permafrost.errors import InputError
 from permafrost.experiment import RunInputs, train_run
@@ -31,7 +29,6 @@ from permafrost.stages.shared import (
     SOURCE,
     TASKS,
     progress_bar,
-    read_orders,
     refuse_changed,
     seed_file,
 )
@@ -123,8 +120,7 @@ def _obtain(workspace: Workspace, spec: RunSpec, on_validation: bool) -> dict[st
     stop_if_requested()
     masks = None
     if spec.metric is not None and spec.pct is not None:
-        orders = read_orders(spec.seed, spec.metric)
-        masks = frozen_masks({name: torch.tensor(o) for name, o in orders.items()}, spec.pct)
+        masks = frozen_masks(workspace.orders(spec.seed, spec.metric), spec.pct)
     inputs = _inputs(spec.seed)
     return train_run(
         workspace.store,

@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 
-from permafrost.artifacts import file_digest, save_record, write_atomically
+from permafrost.artifacts import file_digest, require, save_record, write_atomically
 from permafrost.errors import InputError
 from permafrost.experiment import new_network
+from permafrost.explain import conv_layers
 from permafrost.machine import machine_identity
 from permafrost.models import TaskNetwork
 from permafrost.names import check_names
@@ -20,7 +21,7 @@ from permafrost.params import Params
 from permafrost.paths import project_root
 from permafrost.runs.results import Result, obtain_result
 from permafrost.runs.store import RunStore
-from permafrost.stages.shared import FIRST, PARAMS, open_stage, seed_file
+from permafrost.stages.shared import FIRST, PARAMS, RANKS, open_stage, read_orders, seed_file
 from permafrost.tensors import load_state
 
 
@@ -81,6 +82,21 @@ class Workspace:
             "machine": machine_identity(self.device, "float32"),
         }
         return obtain_result(self.store.root, identity, code, make)
+
+    def orders(self, seed: int, metric: str) -> dict[str, torch.Tensor]:
+        """Return the order of every layer's filters by one metric.
+
+        Raises
+        ------
+        InputError
+            As :func:`read_orders`, and if the ranking is of another network.
+        """
+        orders = {name: torch.tensor(order) for name, order in read_orders(seed, metric).items()}
+        layers = conv_layers(new_network(self.params, seed))
+        for name, layer in layers.items():
+            whole = name in orders and len(orders[name]) == layer.out_channels
+            require(whole, seed_file(RANKS, seed), f"has no ranking of layer {name} by {metric}")
+        return {name: orders[name] for name in layers}
 
     def tell_unlogged(self, *records: dict[str, Any]) -> None:
         """Tell that the stage has logged nothing, if all its trainings were stored before."""
