@@ -46,7 +46,7 @@ def clone(project: Project, tmp_path: Path) -> Iterator[Project]:
 
 def stored(project: Project) -> dict[str, RunRecord]:
     store = RunStore(project.folder)
-    return {record.key: record for record in store.run_records() + variant_records(store)}
+    return {record.key: record for record in store.run_records() + variant_records(project.folder)}
 
 
 def told(project: Project, known: set[str] | None = None) -> dict[str, RunRecord]:

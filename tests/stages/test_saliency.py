@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from explained import DECOMPOSED, vary
+from explained import DECOMPOSED, vary_batch_norm
 from permafrost.explain import SALIENCY_METHODS
 from permafrost.params import Params
 from permafrost.ranking import method as ranking_method
@@ -20,7 +20,7 @@ def run_stage(monkeypatch, tmp_path, make_sequence, make_network):
     monkeypatch.chdir(tmp_path)
     save_tasks(tmp_path / "data/tasks/0.safetensors", make_sequence())
     network = make_network(width=0.1)
-    vary(network).float()
+    vary_batch_norm(network).float()
 
     def run(method: str) -> dict:
         @contextmanager

@@ -183,7 +183,7 @@ def test_tf32_is_refused_on_a_cpu(monkeypatch):
     with pytest.raises(ValueError, match=r"train\.precision: tf32 needs a GPU"):
         Params(train={"precision": "tf32"}, runtime={"device": "cpu"})
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(check, "read_params", lambda: Params(train={"precision": "tf32"}))
+    monkeypatch.setattr(check, "load_checked", lambda path: Params(train={"precision": "tf32"}))
     monkeypatch.setattr(check, "_require_git", lambda root: None)
     with pytest.raises(InputError, match=r"^train\.precision: tf32 needs a GPU"):
         check.check_all()
