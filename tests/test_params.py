@@ -168,7 +168,7 @@ BAD = {
     ),
     "one task": ("split: {tasks: 1}", ["split.tasks:", "or equal to 2"]),
     "validation 1": ("split: {validation: 1}", ["split.validation:", "less than 1"]),
-    "small images": ("split: {image_size: 31}", ["split.image_size:", "or equal to 32"]),
+    "small images": ("split: {image_size: 7}", ["split.image_size", "or equal to 8"]),
     "nan": ("train: {lr: .nan}", ["train.lr:", "finite"]),
     "inf": ("train: {weight_decay: .inf}", ["train.weight_decay:", "finite"]),
     "unknown metric": ("rank: {metrics: [mse, foo]}", ["rank.metrics.1:", "'foo'", "pearson"]),

@@ -10,12 +10,14 @@ from ruamel.yaml import YAML
 from permafrost.data import DATASETS, TaskSequence
 from permafrost.dvc_notes import check_notes
 from permafrost.errors import InputError, printable
-from permafrost.images import images_digest, images_root, note_images
+from permafrost.experiment import weights_digest
+from permafrost.images import images_digest, images_root, note_inputs
 from permafrost.interrupted import tell_interrupted
 from permafrost.names import load_checked
 from permafrost.params import Params
 from permafrost.paths import project_root
 from permafrost.registry import CUSTOM
+from permafrost.rehearsal import rehearse
 from permafrost.stages.shared import PARAMS, TASKS, find_custom, seed_file
 from permafrost.stages.split import make_tasks
 from permafrost.stages.workspace import prepare_device
@@ -56,6 +58,7 @@ def check_all() -> str:
         f"{len(task.validation)} validation and {len(task.test)} test images"
         for index, task in enumerate(sequence.tasks, start=1)
     )
+    rehearse(params, sequence)
     lines = [f"params.yaml and data set are fine. {tasks}. Device: {device.type}.", found]
     return "\n".join(line for line in [*lines, *_unknown_to_git()] if line)
 
@@ -74,9 +77,14 @@ def _read_images(params: Params, seeds: list[int], root: Path) -> tuple[TaskSequ
     content = images_digest(params, root)
     for seed in seeds:
         sequence = make_tasks(params, seed)
-    if not note_images(content) or content is None:
-        return sequence, ""
-    return sequence, f"{params.split.root}: the images have changed; `dvc repro` reads them anew."
+    changed = note_inputs(content, weights_digest(params))
+    told = {"sha256": (params.split.root, "images"), "weights": (params.model.weights, "weights")}
+    lines = [
+        f"{path}: the {what} have changed; `dvc repro` reads them anew."
+        for key, (path, what) in told.items()
+        if key in changed and path is not None
+    ]
+    return sequence, "\n".join(lines)
 
 
 def _require_keys() -> None:

@@ -8,16 +8,20 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from permafrost.artifacts import file_digest
 from permafrost.data import TaskSequence
+from permafrost.errors import InputError
 from permafrost.explain import SALIENCY_METHODS
 from permafrost.machine import machine_identity
-from permafrost.models import TaskNetwork, build_network
+from permafrost.models import NETWORKS, TaskNetwork, build_network, read_weights
 from permafrost.params import Params
+from permafrost.paths import project_root
 from permafrost.ranking import CRITERIA, filters_of
 from permafrost.ranking.method import ExplainConfig
 from permafrost.runs import first_task, further_tasks
@@ -74,16 +78,45 @@ class RunInputs:
 Masks = Mapping[str, Tensor]
 
 
-def new_network(params: Params, seed: int) -> TaskNetwork:
-    """Build the untrained network of a seed."""
+def new_network(
+    params: Params, seed: int, weights: Mapping[str, Tensor] | None = None
+) -> TaskNetwork:
+    """Build the network of a seed, untrained but for the weights that its body begins with."""
     model = params.model
     return build_network(
         model.arch,
-        width=model.width,
-        batch_norm=model.batch_norm,
         classes=params.split.sizes,
         seed=seed,
+        image_size=params.split.height_and_width,
+        width=model.width,
+        batch_norm=model.batch_norm,
+        weights=weights,
     )
+
+
+def first_weights(params: Params) -> dict[str, Tensor] | None:
+    """Read the weights that networks begin with, if ``model.weights`` names a file."""
+    path = weights_path(params)
+    return None if path is None else read_weights(path)
+
+
+def weights_path(params: Params) -> Path | None:
+    """Return the file of the weights that networks begin with; relative to the project."""
+    return None if params.model.weights is None else project_root() / params.model.weights
+
+
+def weights_digest(params: Params) -> str | None:
+    """Hash the file of the weights that networks begin with.
+
+    Raises
+    ------
+    InputError
+        If it is not there.
+    """
+    path = weights_path(params)
+    if path is not None and not path.is_file():
+        raise InputError(f"model.weights: {path} is not there")
+    return None if path is None else file_digest(path)
 
 
 def training_config(params: Params, device: torch.device) -> TrainingConfig:
@@ -105,7 +138,8 @@ def keep_config(params: Params) -> Keep:
 def run_settings(params: Params, device: torch.device) -> Settings:
     """Return how every run is done on a device."""
     return Settings(
-        **params.model.model_dump(exclude={"head"}),
+        **params.model.model_dump(exclude={"head", "weights"}),
+        weights=first_weights(params),
         train=training_config(params, device),
         keep=keep_config(params),
     )
@@ -144,7 +178,7 @@ def train_first_task(
         name=f"first task seed {seed}",
         identity=_common_identity(params, seed, tasks_digest, device),
         params={"seed": seed} | shown_training(params) | machine_of(params, device),
-        code=(first_task.__name__,),
+        code=(first_task.__name__, NETWORKS.home(params.model.arch)),
     )
 
     def train(progress: Progress | None, after_epoch: OnEpoch) -> Outcome:
@@ -188,7 +222,7 @@ def first_lesson(
         device=device,
         keep=keep_config(params),
         memory={f"{INTEGRAL}{name}": value.to(device) for name, value in integral.items()},
-        start=new_network(params, seed).state_dict(),
+        start=new_network(params, seed, first_weights(params)).state_dict(),
     )
 
 
@@ -229,7 +263,7 @@ def train_run(
     on_epoch : callable, optional
         Told the progress after each epoch.
     """
-    strategy = _strategy(params, spec, masks)
+    strategy = run_strategy(params, spec, masks)
     memory, knowledge_digest = _memory(strategy, inputs)
     request = _run_request(params, spec, inputs, masks, knowledge_digest, device)
     settings = run_settings(params, device)
@@ -250,7 +284,8 @@ def train_run(
     return store.obtain(request, train, on_epoch)
 
 
-def _strategy(params: Params, spec: RunSpec, masks: Masks | None) -> Strategy:
+def run_strategy(params: Params, spec: RunSpec, masks: Masks | None) -> Strategy:
+    """Return the strategy that a run learns by."""
     chosen = ranked.RankedMasks(spec.metric or "", spec.pct or 0, explain_config(params), masks)
     made = STRATEGIES.find(spec.strategy)
     return made.build(spec.head, spec.hyperparameters, chosen, params.freeze.batch_norm)
@@ -274,7 +309,7 @@ def _common_identity(
     return {
         "seed": seed,
         "tasks": tasks_digest,
-        "model": params.model.model_dump(exclude={"head"}),
+        "model": params.model.model_dump(exclude={"head"}) | {"weights": weights_digest(params)},
         "train": params.train.model_dump(exclude={"precision"}),  # as resolved, in machine
         "machine": machine_of(params, device),
     }
@@ -289,7 +324,8 @@ def _run_request(
     device: torch.device,
 ) -> RunRequest:
     identity = _common_identity(params, spec.seed, inputs.tasks_digest, device) | asdict(spec)
-    code = [further_tasks.__name__, STRATEGIES.home(spec.strategy)]
+    code = [further_tasks.__name__, NETWORKS.home(params.model.arch)]
+    code.append(STRATEGIES.home(spec.strategy))
     if knowledge_digest is not None:
         identity |= {"knowledge": knowledge_digest, "keep": asdict(keep_config(params))}
     if STRATEGIES[spec.strategy].continues:

@@ -1,4 +1,4 @@
-"""What the images under ``split.root`` hold, known by a hash.
+"""What the images under ``split.root``, and other inputs outside of git, hold: known by a hash.
 
 DVC watches no folder that a parameter names, may name none, and may lie outside of the project. It
 reads the hash from ``images.yaml`` like a parameter: stage split writes there what it has read, and
@@ -21,9 +21,11 @@ from permafrost.stopping import stop_if_requested
 
 NOTE = Path("images.yaml")
 _TEXT = """\
-# What the images under split.root hold, as a hash: `permafrost check` and stage split write it, DVC
-# reads it. Commit it beside dvc.lock. Data sets with fixed checksums need none.
+# What the images under split.root and the file of model.weights hold, as hashes: `permafrost check`
+# and stage split write them, DVC reads them. Commit them beside dvc.lock. Data sets with fixed
+# checksums need none.
 sha256: {}
+weights: {}
 """
 _SETTLED = 2 * 10**9  # nanoseconds; a file that was written just now may be so again unseen
 
@@ -94,10 +96,11 @@ def _read_notes(path: Path) -> dict[str, str]:
     return notes if isinstance(notes, dict) else {}
 
 
-def note_images(digest: str | None) -> bool:
-    """Write a hash into ``images.yaml``; return whether another one was there."""
-    before = YAML(typ="safe", pure=True).load(NOTE.read_bytes()) if NOTE.exists() else None
-    if before == {"sha256": digest}:
-        return False
-    write_atomically(NOTE, _TEXT.format(digest or "null").encode())
-    return True
+def note_inputs(images: str | None, weights: str | None) -> set[str]:
+    """Write the hashes into ``images.yaml``; return which keys held another."""
+    before = YAML(typ="safe", pure=True).load(NOTE.read_bytes()) if NOTE.exists() else {}
+    now = {"sha256": images, "weights": weights}
+    changed = {key for key, digest in now.items() if before.get(key, ...) != digest}
+    if changed:
+        write_atomically(NOTE, _TEXT.format(images or "null", weights or "null").encode())
+    return changed

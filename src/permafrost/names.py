@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from permafrost.data import DATASETS
 from permafrost.errors import InputError, printable
 from permafrost.explain import SALIENCY_METHODS
-from permafrost.models import ARCHITECTURES, HEADS
+from permafrost.models import HEADS, NETWORKS
 from permafrost.params import MAX_NAME, Params, advise, load_params, shown, shown_key
 from permafrost.ranking import AGGREGATES, CRITERIA
 from permafrost.registry import Registry
@@ -58,7 +58,7 @@ def _complaints(params: Params) -> Iterator[str]:
     yield from _unknown("split.dataset", split.dataset, DATASETS)
     if split.root is None and DATASETS.find(split.dataset).needs_root:
         yield f"split.root: dataset {split.dataset!r} needs the folder where its images lie"
-    yield from _no_choice("model.arch", model.arch, ARCHITECTURES)
+    yield from _unknown("model.arch", model.arch, NETWORKS)
     yield from _no_choice("model.head", model.head, HEADS)
     yield from _unknown("saliency.method", params.saliency.method, SALIENCY_METHODS)
     for place, metric in enumerate(rank.metrics):

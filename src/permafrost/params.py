@@ -59,6 +59,9 @@ class _Section(BaseModel):
 ClassList = Annotated[list[str], Field(min_length=2, max_length=1000)]
 
 
+Side = Annotated[int, Field(ge=8, le=512)]
+
+
 class Split(_Section):
     """Which images and classes make up the tasks.
 
@@ -68,13 +71,19 @@ class Split(_Section):
 
     dataset: str = "digits"
     root: Annotated[str, AfterValidator(_path)] | None = None
-    image_size: int = Field(32, ge=32, le=512)
+    image_size: Side | Annotated[list[Side], Field(min_length=2, max_length=2)] = 32
     classes_per_task: int = Field(5, ge=2, le=1000)
     tasks: int = Field(2, ge=2, le=100)
     classes: Annotated[list[ClassList], Field(min_length=2, max_length=100)] | None = None
     selection: Literal["first", "random"] = "first"
     validation: Number = Field(0.0, ge=0, lt=1)
     test_share: Number = Field(0.25, gt=0, lt=1)
+
+    @property
+    def height_and_width(self) -> tuple[int, int]:
+        """Return the size of the images, in pixels."""
+        size = self.image_size
+        return (size, size) if isinstance(size, int) else (size[0], size[1])
 
     @property
     def sizes(self) -> list[int]:
@@ -98,6 +107,7 @@ class Model(_Section):
     arch: str = "vgg16"
     width: Number = Field(0.25, gt=0, le=4)
     batch_norm: bool = True
+    weights: Annotated[str, AfterValidator(_path)] | None = None
     head: str = "shared"
 
 
@@ -211,10 +221,11 @@ class Params(_Section):
     def _network_and_images_fit(self) -> "Params":
         if "bn_gamma" in self.rank.metrics and not self.model.batch_norm:
             raise ValueError("rank.metrics: bn_gamma needs model.batch_norm: true")
-        if self.train.padding >= self.split.image_size:
+        side = min(self.split.height_and_width)
+        if self.train.padding >= side:
             raise ValueError(
                 f"train.padding: with {self.train.padding} a crop can miss the image; allowed: "
-                f"less than split.image_size, {self.split.image_size}"
+                f"less than split.image_size, {side}"
             )
         return self
 

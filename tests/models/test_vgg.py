@@ -8,7 +8,6 @@ import torch
 from torch import nn
 
 from permafrost.errors import InputError
-from permafrost.models import ARCHITECTURES, build_network
 from permafrost.strategies import Finetune, Learner, Progress
 from permafrost.training import TrainingConfig
 
@@ -46,10 +45,6 @@ def test_small_features_compute_what_torchvisions_do(make_network):
     torch.testing.assert_close(ours(images), theirs(images))
 
 
-def test_every_architecture_is_tested():
-    assert set(ARCHITECTURES) == set(LETTERS)
-
-
 @pytest.mark.parametrize(
     ("width", "filters"),
     [
@@ -64,11 +59,6 @@ def test_width_scales_every_layer_and_leaves_at_least_one_filter(make_network, w
         network = make_network(width=width)
     assert [layer.out_channels for layer in convolutions(network)] == filters
     assert [head.in_features for head in network.heads] == [filters[-1]] * 2
-
-
-def test_unknown_architecture():
-    with pytest.raises(InputError, match=r"model\.arch: 'vgg12'.*vgg11, vgg13, vgg16, vgg19"):
-        build_network("vgg12", width=1, batch_norm=True, classes=[2, 2], seed=0)
 
 
 def test_weights_depend_on_the_seed_only(make_network, same_bits):

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from permafrost.data.datasets import dataset
-from permafrost.data.images import ImageDataset, LabeledImages, resize
+from permafrost.data.images import ImageDataset, ImageSize, LabeledImages, resize, sides
 from permafrost.errors import InputError, one_line
 
 if TYPE_CHECKING:  # torchvision takes seconds to import
@@ -25,7 +25,7 @@ _SILENCE = 60.0  # seconds after which a server that sends nothing is given up
 
 
 @dataset("cifar10", needs_root=True, files=None)
-def cifar10(root: Path, image_size: int) -> ImageDataset:
+def cifar10(root: Path, image_size: ImageSize) -> ImageDataset:
     """Read CIFAR-10 (Krizhevsky 2009), 32 x 32, classes in the official label order.
 
     `root` holds the official archive or the folder extracted from it; if it holds neither, the
@@ -37,14 +37,14 @@ def cifar10(root: Path, image_size: int) -> ImageDataset:
 
 
 @dataset("cifar100", needs_root=True, files=None)
-def cifar100(root: Path, image_size: int) -> ImageDataset:
+def cifar100(root: Path, image_size: ImageSize) -> ImageDataset:
     """Read CIFAR-100, as :func:`cifar10`."""
     from torchvision.datasets import CIFAR100
 
     return _read_cifar(CIFAR100, root, image_size)
 
 
-def _read_cifar(official: "type[CIFAR10]", root: Path, size: int) -> ImageDataset:
+def _read_cifar(official: "type[CIFAR10]", root: Path, size: ImageSize) -> ImageDataset:
     """Read the extracted folder if there is one, else the archive, downloaded if need be.
 
     ``official`` is torchvision's class, which knows address and checksums.
@@ -131,7 +131,7 @@ def _has_md5(path: Path, md5: str) -> bool:
         raise InputError(f"split.root: {str(path)!r} is unreadable ({one_line(error)})") from error
 
 
-def _read_folder(official: "type[CIFAR10]", folder: Path, size: int) -> ImageDataset:
+def _read_folder(official: "type[CIFAR10]", folder: Path, size: ImageSize) -> ImageDataset:
     names = unpickle(folder / official.meta["filename"])[official.meta["key"]]
     train, test = (
         _join([unpickle(folder / name) for name, _ in files], size)
@@ -140,11 +140,11 @@ def _read_folder(official: "type[CIFAR10]", folder: Path, size: int) -> ImageDat
     return ImageDataset(tuple(names), train, test)
 
 
-def _join(parts: list[dict[str, Any]], size: int) -> LabeledImages:
+def _join(parts: list[dict[str, Any]], size: ImageSize) -> LabeledImages:
     key = "labels" if "labels" in parts[0] else "fine_labels"
     images = torch.from_numpy(np.concatenate([part["data"] for part in parts]))
     images = images.view(-1, 3, 32, 32)
-    if size != 32:
+    if sides(size) != (32, 32):
         images = resize(images, size)
     return LabeledImages(images, torch.cat([torch.tensor(part[key]) for part in parts]))
 

@@ -8,7 +8,13 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor
 
-from permafrost.data.images import ImageDataset, LabeledImages, can_be_shown
+from permafrost.data.images import (
+    ImageDataset,
+    ImageSize,
+    LabeledImages,
+    can_be_shown,
+    sides,
+)
 from permafrost.errors import InputError, one_line
 from permafrost.registry import Registry
 
@@ -22,7 +28,7 @@ class Reader(Protocol):
     needs_root: bool
     files: Files | None
 
-    def __call__(self, root: Any, image_size: int, /) -> ImageDataset:
+    def __call__(self, root: Any, image_size: Any, /) -> ImageDataset:
         """Read it."""
 
 
@@ -43,10 +49,11 @@ def all_files(root: Path) -> Iterator[tuple[list[str], Path]]:
 
 def dataset(
     name: str, *, needs_root: bool = False, files: Files | None = all_files
-) -> Callable[[Callable[[Any, int], ImageDataset]], Reader]:
-    """Make a data set of a function (root: Path or None, image_size: int) -> ImageDataset.
+) -> Callable[[Callable[[Any, Any], ImageDataset]], Reader]:
+    """Make a data set of a function (root: Path or None, image_size) -> ImageDataset.
 
-    The function returns the same at every call: it is called for every seed.
+    The function returns the same at every call: it is called for every seed. `image_size` is a
+    side in pixels, or (height, width) where they differ.
 
     Parameters
     ----------
@@ -59,7 +66,7 @@ def dataset(
         where the function itself refuses files that are not the known ones.
     """
 
-    def register(function: Callable[[Any, int], ImageDataset]) -> Reader:
+    def register(function: Callable[[Any, Any], ImageDataset]) -> Reader:
         reader = cast(Reader, function)
         reader.needs_root, reader.files = needs_root, files
         DATASETS.add(name, reader)
@@ -68,7 +75,7 @@ def dataset(
     return register
 
 
-def load_dataset(name: str, root: Path | None, image_size: int) -> ImageDataset:
+def load_dataset(name: str, root: Path | None, image_size: ImageSize) -> ImageDataset:
     """Load a data set by its name.
 
     Parameters
@@ -78,14 +85,14 @@ def load_dataset(name: str, root: Path | None, image_size: int) -> ImageDataset:
         ``image_folder``; or a user's own, ``module:function``.
     root : Path or None
         The folder of the data.
-    image_size : int
-        Height and width of the images in pixels, at least 1. Images of another size are resized
-        bilinearly (antialiased when they shrink).
+    image_size : int or (int, int)
+        Side of the images, or height and width, in pixels, at least 1. Images of another size are
+        resized bilinearly (antialiased when they shrink).
 
     Returns
     -------
     ImageDataset
-        Images of shape (N, 3, image_size, image_size).
+        Images of shape (N, 3, height, width).
 
     Raises
     ------
@@ -93,12 +100,14 @@ def load_dataset(name: str, root: Path | None, image_size: int) -> ImageDataset:
         Unknown name, bad size, or data that is absent, altered, unreadable or laid out otherwise.
     """
     reader = DATASETS.find(name)
-    if image_size < 1:
+    height, width = sides(image_size)
+    if min(height, width) < 1:
         raise InputError(f"split.image_size: is {image_size}; allowed: at least 1")
     if reader.needs_root:
         require_root(root)
+    image_size = height if height == width else (height, width)
     found = _read(reader, name, root, image_size)
-    for fault in _faults(found, image_size):
+    for fault in _faults(found, (height, width)):
         raise InputError(f"data set '{name}': {fault}")
     return found
 
@@ -112,7 +121,7 @@ def require_root(root: Path | None) -> Path:
     return root
 
 
-def _read(reader: Reader, name: str, root: Path | None, image_size: int) -> ImageDataset:
+def _read(reader: Reader, name: str, root: Path | None, image_size: ImageSize) -> ImageDataset:
     try:
         return reader(root, image_size)
     except InputError:
@@ -127,7 +136,7 @@ def _read(reader: Reader, name: str, root: Path | None, image_size: int) -> Imag
         raise
 
 
-def _faults(found: object, size: int) -> Iterator[str]:
+def _faults(found: object, size: tuple[int, int]) -> Iterator[str]:
     """Yield what is wrong with what a data set has returned."""
     if not isinstance(found, ImageDataset):
         yield f"returns {type(found).__name__}; wanted: an ImageDataset"
@@ -145,15 +154,15 @@ def _faults(found: object, size: int) -> Iterator[str]:
         yield from _faults_of_part(found.test, "test", len(names), size)
 
 
-def _faults_of_part(part: object, name: str, classes: int, size: int) -> Iterator[str]:
+def _faults_of_part(part: object, name: str, classes: int, size: tuple[int, int]) -> Iterator[str]:
     if not isinstance(part, LabeledImages):
         yield f"{name} is {type(part).__name__}; wanted: LabeledImages"
         return
     images, labels = part.images, part.labels
-    if not _is_tensor(images, torch.uint8, (3, size, size)):
+    if not _is_tensor(images, torch.uint8, (3, *size)):
         yield (
-            f"{name}.images: {_shown(images)}; wanted: uint8 of shape (N, 3, {size}, {size}) on "
-            "the CPU, as permafrost.data.resize makes them"
+            f"{name}.images: {_shown(images)}; wanted: uint8 of shape "
+            f"(N, 3, {size[0]}, {size[1]}) on the CPU, as permafrost.data.resize makes them"
         )
     if not _is_tensor(labels, torch.int64, ()) or len(labels) != len(images):
         yield f"{name}.labels: {_shown(labels)}; wanted: int64 of shape ({len(images)},) on the CPU"

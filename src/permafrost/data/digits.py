@@ -7,14 +7,14 @@ import numpy as np
 import torch
 
 from permafrost.data.datasets import dataset
-from permafrost.data.images import ImageDataset, LabeledImages, resize
+from permafrost.data.images import ImageDataset, ImageSize, LabeledImages, resize
 
 # The file behind sklearn.datasets.load_digits: to import scikit-learn takes seconds.
 _FILE = "sklearn/datasets/data/digits.csv.gz"
 
 
 @dataset("digits", files=None)
-def digits(root: Path | None, image_size: int) -> ImageDataset:
+def digits(root: Path | None, image_size: ImageSize) -> ImageDataset:
     """Return 10 classes, 1797 images of 8 x 8, in three equal channels; no test part."""
     del root
     path = distribution("scikit-learn").locate_file(_FILE)

@@ -16,7 +16,14 @@ from PIL import Image, ImageFile, ImageOps
 from PIL.TiffImagePlugin import PHOTOMETRIC_INTERPRETATION, SAMPLEFORMAT, TiffImageFile
 
 from permafrost.data.datasets import dataset
-from permafrost.data.images import ImageDataset, LabeledImages, can_be_shown, require_memory
+from permafrost.data.images import (
+    ImageDataset,
+    ImageSize,
+    LabeledImages,
+    can_be_shown,
+    require_memory,
+    sides,
+)
 from permafrost.errors import InputError, one_line
 from permafrost.stopping import stop_if_requested
 
@@ -52,7 +59,7 @@ def image_files(root: Path) -> Iterator[tuple[list[str], Path]]:
 
 
 @dataset("image_folder", needs_root=True, files=image_files)
-def image_folder(root: Path, image_size: int) -> ImageDataset:
+def image_folder(root: Path, image_size: ImageSize) -> ImageDataset:
     """Read images at ``root/train/CLASS/*`` and, if there is a test part, ``root/test/CLASS/*``.
 
     Classes and files come in the order of their names; those starting with a dot and what systems
@@ -62,8 +69,8 @@ def image_folder(root: Path, image_size: int) -> ImageDataset:
     WebP are read (the first frame), turned as their EXIF says, and converted to RGB: transparency
     on black, 16-bit grey from 0..65535, of 16-bit colours the upper eight bits. Images whose 16
     bits hold smaller values (12-bit data, say) are refused: no format says so, and hardly a grey
-    level would be left. The shorter side becomes `image_size` (antialiased bilinear), the longer
-    one is cropped at both ends.
+    level would be left. An image is scaled until it covers `image_size` (antialiased bilinear), and
+    what sticks out is cropped at both ends.
     """
     parts = list_images(root)
     peaks: dict[Path, int] = {}
@@ -186,17 +193,17 @@ def _check_same_classes(
 
 
 def _read_images(
-    classes: dict[str, list[Path]], size: int, peaks: dict[Path, int]
+    classes: dict[str, list[Path]], size: ImageSize, peaks: dict[Path, int]
 ) -> LabeledImages:
     """Read the images, and note in `peaks` the largest sample of those that have 16 bits."""
     files = [path for paths in classes.values() for path in paths]
     counts = torch.tensor([len(paths) for paths in classes.values()])
     require_memory(len(files), size)
-    images = np.empty((len(files), 3, size, size), np.uint8)
+    images = np.empty((len(files), 3, *sides(size)), np.uint8)
     # Pillow only warns of a bomb up to twice its limit.
     with warnings.catch_warnings(), ThreadPoolExecutor() as pool:
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        read = pool.map(partial(_read_image, size=size), files)
+        read = pool.map(partial(_read_image, size=sides(size)), files)
         for row, path, (image, peak) in zip(images, files, read, strict=True):
             row[:] = image
             if peak is not None:
@@ -220,17 +227,18 @@ def _check_depth(peaks: dict[Path, int]) -> None:
         )
 
 
-def _read_image(path: Path, size: int) -> tuple[np.ndarray, int | None]:
-    """Read an image as uint8 of shape (3, size, size), and its largest sample if it has 16 bits."""
+def _read_image(path: Path, size: tuple[int, int]) -> tuple[np.ndarray, int | None]:
+    """Read an image as uint8 of shape (3, *size), and its largest sample if it has 16 bits."""
     stop_if_requested()
+    height, width = size
     try:
         with Image.open(path, formats=IMAGE_FORMATS) as image:
             # A large JPEG is decoded at a fraction of its size that is still at least twice ours.
-            image.draft(None, (2 * size, 2 * size))
+            image.draft(None, (2 * width, 2 * height))
             with _one_large_image if image.width * image.height > _LARGE else nullcontext():
                 rgb, peak = _to_rgb(image)
                 # Crops in the resampling itself: no huge strip is made of a long, thin image.
-                square = ImageOps.fit(rgb, (size, size), Image.Resampling.BILINEAR)
+                cropped = ImageOps.fit(rgb, (width, height), Image.Resampling.BILINEAR)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise InputError(
             f"split.root: {str(path)!r} has too many pixels; allowed: {Image.MAX_IMAGE_PIXELS}"
@@ -240,7 +248,7 @@ def _read_image(path: Path, size: int) -> tuple[np.ndarray, int | None]:
             f"split.root: {str(path)!r} is no image that can be read ({one_line(error)}); "
             f"allowed: whole files in {', '.join(IMAGE_FORMATS)}"
         ) from error
-    return np.asarray(square).transpose(2, 0, 1), peak
+    return np.asarray(cropped).transpose(2, 0, 1), peak
 
 
 def _to_rgb(image: ImageFile.ImageFile) -> tuple[Image.Image, int | None]:

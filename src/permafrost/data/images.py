@@ -12,6 +12,8 @@ from permafrost.errors import InputError
 
 _UNSHOWN = {"Cc", "Cs", "Zl", "Zp"}  # control characters, undecoded bytes, breaks of lines
 _TURNING = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}  # text right to left
+# A side, or (height, width), in pixels.
+ImageSize = int | tuple[int, int]
 RESIZE_CHUNK = 1000  # images a time, so that the float copy stays small
 
 
@@ -53,14 +55,19 @@ class ImageDataset:
     test: LabeledImages | None
 
 
-def resize(images: Tensor, size: int) -> Tensor:
-    """Resize images with values 0..255, (N, C, H, W), to uint8 of (N, C, size, size).
+def sides(size: ImageSize) -> tuple[int, int]:
+    """Return height and width."""
+    return (size, size) if isinstance(size, int) else size
+
+
+def resize(images: Tensor, size: ImageSize) -> Tensor:
+    """Resize images with values 0..255, (N, C, H, W), to uint8 of (N, C, height, width).
 
     Bilinearly, antialiased when they shrink.
     """
     require_memory(len(images), size)
     chunks = [
-        F.interpolate(chunk.float(), (size, size), mode="bilinear", antialias=True)
+        F.interpolate(chunk.float(), sides(size), mode="bilinear", antialias=True)
         .round()
         .clamp(0, 255)
         .to(torch.uint8)
@@ -69,12 +76,13 @@ def resize(images: Tensor, size: int) -> Tensor:
     return torch.cat(chunks)
 
 
-def require_memory(images: int, size: int) -> None:
+def require_memory(images: int, size: ImageSize) -> None:
     """Refuse what this machine cannot hold: the images, their share of tasks and a copy."""
-    needed = 3 * (images * 3 * size**2)
+    height, width = sides(size)
+    needed = 3 * (images * 3 * height * width)
     if needed > os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"):
         raise InputError(
-            f"split.image_size: {images} images of {size} x {size} pixels take "
+            f"split.image_size: {images} images of {height} x {width} pixels take "
             f"{needed / 1e9:.0f} GB, more than this machine's memory; allowed: smaller ones"
         )
 

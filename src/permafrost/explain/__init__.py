@@ -37,11 +37,11 @@ from permafrost.explain.methods import SALIENCY_METHODS, Reading, saliency_metho
 from permafrost.explain.saliency import ClassSaliency, class_saliency, saliency_maps
 from permafrost.explain.visualize import (
     Reduction,
-    conv_layers,
     heat_maps,
     start_image,
     visualize_filters,
 )
+from permafrost.models.units import conv_layers
 
 __all__ = [
     "SALIENCY_METHODS",

@@ -6,7 +6,7 @@ features of a deep network" (2009), section 3: gradient ascent on the image, wei
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Literal, NoReturn
+from typing import Literal, NoReturn, cast
 
 import torch
 from torch import Tensor, nn
@@ -28,30 +28,15 @@ class _LayerReached(Exception):
         self.below = below
 
 
-def conv_layers(model: nn.Module) -> dict[str, nn.Conv2d]:
-    """Return a model's 2-D convolutions by their qualified names, in order of registration.
-
-    Parameters
-    ----------
-    model
-        Any module. In a sequential network, order of registration is order of execution.
-
-    Returns
-    -------
-    dict
-        Qualified name (as in ``model.named_modules()``) to layer; a layer that is registered
-        twice appears once.
-    """
-    return {name: m for name, m in model.named_modules() if isinstance(m, nn.Conv2d)}
-
-
-def start_image(size: int, mean: Sequence[float], std: Sequence[float], seed: int) -> Tensor:
+def start_image(
+    size: int | tuple[int, int], mean: Sequence[float], std: Sequence[float], seed: int
+) -> Tensor:
     """Draw the image that activation maximisation starts from.
 
     Parameters
     ----------
     size
-        Height and width in pixels.
+        Side, or height and width, in pixels.
     mean, std
         Three channel means and standard deviations of images scaled to 0..1: the statistics that
         the network's inputs are normalised with.
@@ -62,10 +47,11 @@ def start_image(size: int, mean: Sequence[float], std: Sequence[float], seed: in
     Returns
     -------
     Tensor
-        (3, size, size), float32, normalised: grey noise, uniform in 150..180 of 255.
+        (3, H, W), float32, normalised: grey noise, uniform in 150..180 of 255.
     """
     generator = torch.Generator().manual_seed(seed)
-    grey = torch.empty(3, size, size, dtype=torch.float32)
+    height, width = (size, size) if isinstance(size, int) else size
+    grey = torch.empty(3, height, width, dtype=torch.float32)
     pixels = grey.uniform_(150, 180, generator=generator) / 255
     shift, scale = (
         torch.tensor(values, dtype=torch.float32).view(3, 1, 1) for values in (mean, std)
@@ -102,7 +88,7 @@ def visualize_filters(
         Network of images (N, 3, H, W). Only the layers below `layer` are run. Nothing of it is
         changed: training flags are put back, and no weight gets a gradient.
     layer
-        Name of a convolution, as in `conv_layers`.
+        Name of a convolution, as in ``model.named_modules()``.
     filters
         Indices of the filters to visualise, in this order; all of the layer's when None.
     start
@@ -154,7 +140,7 @@ def visualize_filters(
     chosen = _check(model, layer, filters, start, batch_size)
     images = start.new_empty(len(chosen), *start.shape)
     size = max(2, min(batch_size, len(chosen)))
-    reached = conv_layers(model)[layer]
+    reached = cast(nn.Conv2d, model.get_submodule(layer))
     with explaining(model), _stopping_below(reached):
         for first in range(0, len(chosen), size):
             chunk = chosen[first : first + size]
@@ -213,7 +199,7 @@ def _check(
     model: nn.Module, layer: str, filters: Sequence[int] | None, start: Tensor, batch_size: int
 ) -> list[int]:
     """Refuse what cannot be visualised; return the filters as a list."""
-    layers = conv_layers(model)
+    layers = {n: m for n, m in model.named_modules() if isinstance(m, nn.Conv2d)}
     if layer not in layers:
         raise ValueError(f"no convolution {layer!r} in the model; it has {', '.join(layers)}")
     if start.ndim != 3 or start.shape[0] != 3:

@@ -161,6 +161,29 @@ def _follow(
     return flow, None
 
 
+def conv_layers(model: nn.Module) -> dict[str, nn.Conv2d]:
+    """Return the 2-D convolutions that answer in eval mode, in the order in which they first run.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Network of images (N, C, H, W); it is run on black ones, as by :func:`trace_flow`.
+
+    Returns
+    -------
+    dict of str to nn.Conv2d
+        By qualified name, as in ``model.named_modules()``; a layer that is registered twice
+        appears once. Of a network that runs on no images that were tried, all its convolutions in
+        order of registration.
+    """
+    layers = {name: m for name, m in model.named_modules() if isinstance(m, nn.Conv2d)}
+    try:
+        order = trace_flow(model).runs
+    except ValueError:
+        return layers
+    return {name: layers[name] for name in order}
+
+
 @contextmanager
 def _in_training(model: nn.Module) -> Iterator[None]:
     """Within the block, all but the norms are in training mode; on leaving, buffers are as before.

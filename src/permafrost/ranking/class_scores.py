@@ -11,7 +11,6 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.hooks import RemovableHandle
 
 from permafrost.errors import NotFiniteError
-from permafrost.explain import conv_layers
 from permafrost.explain._checks import (
     check_images,
     check_logits,
@@ -212,7 +211,7 @@ def _checked_scores(
     model: nn.Module, criterion: str, found: object, classes: int
 ) -> dict[str, Tensor]:
     """Refuse what is not scores (F, C) of convolutions; what runs is not known here."""
-    layers = conv_layers(model)
+    layers = {n: m for n, m in model.named_modules() if isinstance(m, nn.Conv2d)}
     given = [layer for layer in found if layer in layers] if isinstance(found, Mapping) else []
     filters = {layer: layers[layer].out_channels for layer in given}
     return check_layers(criterion, found, filters, classes)

@@ -78,7 +78,6 @@ def network_evidence(model: nn.Module, seed: int) -> Evidence:
     except ValueError:
         norms: dict[str, nn.Module] = {}
     else:
-        layers = {name: layer for name, layer in layers.items() if name in flow.runs}
         norms = {conv: model.get_submodule(names[0]) for conv, names in flow.norms.items() if names}
     with measuring(model):
         weights = {name: _current_weight(layer) for name, layer in layers.items()}

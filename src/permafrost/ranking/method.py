@@ -108,7 +108,7 @@ def explain_classes(
 
 def visualize_network(
     model: nn.Module,
-    size: int,
+    size: tuple[int, int],
     normalization: Normalization,
     config: ExplainConfig,
     on_batch: Callable[[int], None] | None = None,
@@ -119,7 +119,7 @@ def visualize_network(
     ----------
     model : nn.Module
         The classifier.
-    size : int
+    size : (int, int)
         Height and width of its images.
     normalization : Normalization
         Of its images.
@@ -216,7 +216,8 @@ def rank_network(
     evidence = network_evidence(model, seed)
     if needs_maps(criterion):
         saliency = explain_classes(model, _InOrder(batches), classes, config)
-        _, maps = visualize_network(model, batches.images.shape[-1], normalization, config)
+        height, width = batches.images.shape[2:]
+        _, maps = visualize_network(model, (height, width), normalization, config)
         evidence = replace(evidence, filter_maps=maps, class_maps=saliency.maps)
     elif needs_images(criterion):
         scores = show_images(model, batches, classes, [criterion])

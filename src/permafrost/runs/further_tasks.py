@@ -1,5 +1,6 @@
 """How further tasks are learned by a strategy, from the first task's weights."""
 
+import copy
 from typing import Any
 
 import torch
@@ -70,7 +71,7 @@ def learn_further(
                 progress.rows.append(learner.measure(network, 1))
                 progress.learned, progress.memory = 1, memory
         strategy.learn(learner, network, progress, after_epoch)
-        facts = _facts(settings, strategy, seed, tasks, first, network, progress, device)
+        facts = _facts(strategy, tasks, first, network, progress, device)
     except NotFiniteError as error:
         facts = {"error": str(error), "history": progress.history + progress.training.history}
     seconds = progress.seconds + progress.training.seconds
@@ -78,9 +79,7 @@ def learn_further(
 
 
 def _facts(
-    settings: Settings,
     strategy: Strategy,
-    seed: int,
     tasks: TaskSequence,
     first: dict[str, Tensor],
     network: TaskNetwork,
@@ -95,7 +94,7 @@ def _facts(
     }
     if not strategy.continues:
         return facts
-    before = new_network(settings, tasks, seed).to(device)
+    before = copy.deepcopy(network)
     before.load_state_dict(first)
     after = strategy.network_for(network, 0, progress.memory)
     return facts | _drift(before, after, frozen, tasks, device)

@@ -7,10 +7,13 @@ from permafrost.runs.spec import Settings
 
 def new_network(settings: Settings, tasks: TaskSequence, seed: int) -> TaskNetwork:
     """Build the untrained network of a seed."""
+    height, width = tasks.tasks[0].train.images.shape[2:]
     return build_network(
         settings.arch,
-        width=settings.width,
-        batch_norm=settings.batch_norm,
         classes=[len(task.classes) for task in tasks.tasks],
         seed=seed,
+        image_size=(height, width),
+        width=settings.width,
+        batch_norm=settings.batch_norm,
+        weights=settings.weights,
     )

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 from permafrost.evaluation import share
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from permafrost.models import Head
     from permafrost.strategies.base import Keep
     from permafrost.training import TrainingConfig
@@ -61,18 +63,20 @@ class RunSpec:
         return dict(self.hyper)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Settings:
     """How every run of an experiment is done.
 
     Attributes
     ----------
     arch : str
-        Of the network, a name in ``ARCHITECTURES``.
+        Of the network, a name in ``NETWORKS``, ``torchvision:NAME`` or ``module:function``.
     width : float
         Factor on its filters.
     batch_norm : bool
         Whether it has BatchNorms.
+    weights : mapping of str to Tensor, or None
+        Of its body, to begin with.
     train : TrainingConfig
         How a task is trained.
     keep : Keep
@@ -82,5 +86,6 @@ class Settings:
     arch: str
     width: float
     batch_norm: bool
+    weights: Mapping[str, Tensor] | None
     train: TrainingConfig
     keep: Keep

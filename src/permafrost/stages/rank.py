@@ -8,7 +8,7 @@ from torch import Tensor
 from permafrost.artifacts import require
 from permafrost.data import Batches
 from permafrost.experiment import explain_config
-from permafrost.models import TaskNetwork, vgg
+from permafrost.models import TaskNetwork
 from permafrost.pictures import draw_best_and_worst
 from permafrost.ranking import (
     CRITERIA,
@@ -78,7 +78,10 @@ def run(seed: int) -> None:
             "rank",
             params.rank.model_dump() | {"seed": seed},
             [seed_file(folder, seed) for folder in inputs],
-            [method.__name__, vgg.__name__, *map(CRITERIA.home, params.rank.metrics)],
+            [
+                method.__name__,
+                *map(CRITERIA.home, params.rank.metrics),
+            ],
             lambda: _rank(workspace, seed, network, evidence),
         )
         save_tensors(seed_file(RANKS, seed), tensors, about)

@@ -8,7 +8,6 @@ from torch import Tensor
 from permafrost.data import Batches, LabeledImages, Task, TaskSequence
 from permafrost.experiment import explain_config
 from permafrost.explain import SALIENCY_METHODS, saliency_maps
-from permafrost.models import vgg
 from permafrost.pictures import draw_saliency
 from permafrost.ranking import method as method_code
 from permafrost.ranking.method import BATCH_SIZE, explain_classes
@@ -37,7 +36,10 @@ def run(seed: int) -> None:
             "saliency",
             {"method": config.method, "reading": config.reading, "seed": seed},
             [seed_file(TASKS, seed), seed_file(FIRST, seed)],
-            [method_code.__name__, vgg.__name__, SALIENCY_METHODS.home(config.method)],
+            [
+                method_code.__name__,
+                SALIENCY_METHODS.home(config.method),
+            ],
             lambda: _explain(workspace, seed, sequence),
         )
         save_tensors(seed_file(SALIENCY, seed), {"maps": tensors["maps"]}, about)

@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from permafrost.data import TaskSequence, load_dataset, split_tasks
-from permafrost.images import images_digest, images_root, note_images
+from permafrost.experiment import weights_digest
+from permafrost.images import images_digest, images_root, note_inputs
 from permafrost.params import Params
 from permafrost.paths import project_root
 from permafrost.stages.shared import TASKS, refuse_changed, seed_file
@@ -21,7 +22,7 @@ def make_tasks(params: Params, seed: int) -> TaskSequence:
     """
     split = params.split
     return split_tasks(
-        load_dataset(split.dataset, images_root(params, project_root()), split.image_size),
+        load_dataset(split.dataset, images_root(params, project_root()), split.height_and_width),
         classes=split.classes,
         classes_per_task=split.classes_per_task,
         tasks=split.tasks,
@@ -41,4 +42,4 @@ def run(seed: int) -> None:
         changed = images_digest(params, project_root()) != content
         refuse_changed(Path(params.split.root or ""), "split", changed)
         save_tasks(seed_file(TASKS, seed), tasks)
-        note_images(content)
+        note_inputs(content, weights_digest(params))

@@ -3,7 +3,6 @@
 from permafrost.data import TaskSequence
 from permafrost.experiment import explain_config
 from permafrost.explain import conv_layers
-from permafrost.models import vgg
 from permafrost.pictures import draw_filters
 from permafrost.ranking import method
 from permafrost.runs.results import Result
@@ -20,7 +19,7 @@ def run(seed: int) -> None:
             "visualize",
             workspace.params.visualize.model_dump() | {"seed": seed},
             [seed_file(TASKS, seed), seed_file(FIRST, seed)],
-            [method.__name__, vgg.__name__],
+            [method.__name__],
             lambda: _visualize(workspace, seed, sequence),
         )
         save_tensors(seed_file(FILTERS, seed), tensors, about)
@@ -32,7 +31,7 @@ def _visualize(workspace: Workspace, seed: int, sequence: TaskSequence) -> Resul
     """Return the pictures and heat maps of every layer's filters."""
     config = explain_config(workspace.params)
     model = workspace.first_network(seed).view("shared", 0, 1)
-    size = sequence.tasks[0].train.images.shape[-1]
+    size = workspace.params.split.height_and_width
     total = sum(layer.out_channels for layer in conv_layers(model).values())
     with progress_bar(f"filter pictures, seed {seed}", total) as advance:
         pictures, maps = method.visualize_network(

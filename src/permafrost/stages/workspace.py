@@ -15,7 +15,7 @@ from permafrost.errors import InputError
 from permafrost.experiment import new_network
 from permafrost.explain import conv_layers
 from permafrost.machine import machine_identity
-from permafrost.models import TaskNetwork
+from permafrost.models import NETWORKS, TaskNetwork
 from permafrost.names import check_names
 from permafrost.params import Params
 from permafrost.paths import project_root
@@ -71,7 +71,7 @@ class Workspace:
         inputs : iterable of Path
             The files that it reads.
         code : iterable of str
-            The modules that it runs.
+            The modules that it runs, besides the network's.
         make : callable
             Makes it.
         """
@@ -81,6 +81,7 @@ class Workspace:
             "inputs": {str(path): file_digest(path) for path in inputs},
             "machine": machine_identity(self.device, "float32"),
         }
+        code = [NETWORKS.home(self.params.model.arch), *code]
         return obtain_result(self.store.root, identity, code, make)
 
     def orders(self, seed: int, metric: str) -> dict[str, torch.Tensor]:

@@ -20,10 +20,17 @@ class LinearProbe(Strategy):
 
     @contextmanager
     def while_learning(self, lesson: Lesson, phase: Phase) -> Iterator[Guard]:
-        """Hold every filter frozen, with its BatchNorm."""
+        """Hold every filter frozen, with its BatchNorm, and whatever else the body learns by."""
         del phase
         with frozen_filters(lesson.network, self.frozen(lesson.network, {})):
-            yield Guard()
+            rest = [p for p in lesson.network.features.parameters() if p.requires_grad]
+            for parameter in rest:
+                parameter.requires_grad_(False)
+            try:
+                yield Guard()
+            finally:
+                for parameter in rest:
+                    parameter.requires_grad_(True)
 
     def frozen(self, network: TaskNetwork, memory: Memory) -> dict[str, Tensor]:
         """Return all filters."""

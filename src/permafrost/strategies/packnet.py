@@ -7,6 +7,7 @@ from typing import ClassVar, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from permafrost.freezing import frozen_weights, plain_copy
 from permafrost.models import Head, TaskNetwork
@@ -56,6 +57,7 @@ class PackNet(Strategy):
     def while_learning(self, lesson: Lesson, phase: Phase) -> Iterator[Guard]:
         """Hold what is not to be trained."""
         network = lesson.network
+        _refuse_others(network)
         packed = _packed(network, self.head)
         if phase.name == RETRAIN:
             owners = self._prune(packed, lesson)
@@ -116,6 +118,18 @@ class PackNet(Strategy):
             freed = mine[least[: round(self.prune * len(mine))]]
             owners[name] = owner.index_fill(0, freed, 0).view(weight.shape)
         return owners
+
+
+def _refuse_others(network: TaskNetwork) -> None:
+    """Refuse a body of which a later task would move what all tasks share."""
+    for name, module in network.features.named_modules():
+        for own, _ in module.named_parameters(recurse=False):
+            if not isinstance(module, nn.Conv2d | _BatchNorm):
+                kind = type(module).__name__
+                raise ValueError(
+                    f"it shares out convolutions and fixes BatchNorms, but {name}.{own} is of "
+                    f"{kind}, which would go on learning"
+                )
 
 
 def _packed(network: TaskNetwork, head: Head) -> dict[str, nn.Parameter]:

@@ -2,7 +2,8 @@
 
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -12,6 +13,7 @@ from torch.nn import functional as F
 
 from permafrost.data import Batches
 from permafrost.errors import NotFiniteError
+from permafrost.seeding import derive_seed
 from permafrost.training.optimizers import OptimizerName, build_optimizer
 from permafrost.training.precision import Precision, computing_in, float32_of
 
@@ -172,6 +174,9 @@ def fit(
     on_epoch : callable, optional
         Given the state after each epoch, to store it and to show progress.
 
+    Dropout and the like draw from PyTorch's global generators, which each epoch seeds for itself:
+    an epoch draws the same whatever ran before it. They are put back after it.
+
     Returns
     -------
     list of dict
@@ -194,6 +199,7 @@ def fit(
         weight_decay=config.weight_decay,
     )
     state = resume or TrainingState()
+    seed = generator.initial_seed()
     if state.tensors:
         _restore(state.tensors, model, optimizer, generator, observer)
     for epoch in range(state.epoch + 1, config.epochs + 1):
@@ -203,7 +209,8 @@ def fit(
             generator, config.batch_size, flip=config.flip, padding=config.padding
         )
         steps = (Batch(*items, epoch, step) for step, items in enumerate(drawn, start=1))
-        row = train_epoch(model, steps, optimizer, objective, observer, config)
+        with _noise_of(seed, epoch, batches.images.device):
+            row = train_epoch(model, steps, optimizer, objective, observer, config)
         state.seconds += time.perf_counter() - began
         model.eval()
         tensors = _snapshot(model, optimizer, generator, observer)
@@ -220,6 +227,14 @@ def fit(
             on_epoch(state)
     model.eval()
     return state.history
+
+
+@contextmanager
+def _noise_of(seed: int, epoch: int, device: torch.device) -> Iterator[None]:
+    """Within the block, draw an epoch's own noise from the global generators."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(derive_seed(seed, "noise", epoch))
+        yield
 
 
 def train_epoch(
