@@ -1,17 +1,17 @@
 # `make repro` and `make test` set up all they need: an environment in .venv from uv.lock, by the uv
 # that is installed, or else by one that pip puts into .venv.
 
-.DEFAULT_GOAL := help
-.PHONY: help repro test test-all torture networks bench ui lint audit clean
+.PHONY: test test-all torture networks bench lint audit clean
 
 VENV := .venv
 BIN := $(VENV)/bin
 PYTHON ?= python3
 READY := $(VENV)/.ready
-PYTEST := PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest
+ACTIVE := PATH="$(CURDIR)/$(BIN):$$PATH"
+PYTEST := $(ACTIVE) $(BIN)/python -m pytest
 
-help: ## list the targets
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+include workflow.mk
+repro ui: $(READY)
 
 $(READY): uv.lock pyproject.toml
 	@command -v $(PYTHON) >/dev/null || { echo "make: $(PYTHON) not found; Python 3.11 to 3.13 is needed (make PYTHON=...)"; exit 2; }
@@ -23,13 +23,6 @@ $(READY): uv.lock pyproject.toml
 	  $(BIN)/uv sync --locked --compile-bytecode --inexact --python $(BIN)/python; \
 	fi
 	@touch $@
-
-repro: $(READY) ## run the whole experiment and print its tables
-	@$(BIN)/permafrost doctor --repair --notes
-	@$(BIN)/permafrost check
-	@PATH="$(CURDIR)/$(BIN):$$PATH" dvc repro || { code=$$?; $(BIN)/permafrost track; exit $$code; }
-	@cat reports/tables.md
-	-@$(BIN)/permafrost track
 
 test: $(READY) ## run the tests of the parts
 	@$(PYTEST) -n 2 --dist worksteal -m "not workflow"
@@ -46,9 +39,6 @@ networks: $(READY) ## what holds of torchvision's networks, measured anew: docs/
 bench: $(READY) ## measure the jobs beside plain code: a table and benchmarks/latest.json
 	@PATH="$$PATH:$(CURDIR)/$(BIN)" uv sync --quiet --locked --inexact --group bench --python $(BIN)/python
 	@$(BIN)/python -m benchmarks
-
-ui: $(READY) ## compare the runs in MLflow
-	@$(BIN)/permafrost ui
 
 lint: $(READY) ## check style, format, types and the direction of imports
 	@$(BIN)/ruff check .

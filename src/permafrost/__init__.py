@@ -2,7 +2,7 @@
 
 import os
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # Before the imports, which take a while: whoever has it after the parent's death is no parent.
 PARENT = os.getppid()

@@ -7,6 +7,8 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
+from permafrost import __version__
+from permafrost.artifacts import write_atomically
 from permafrost.data import DATASETS, TaskSequence
 from permafrost.dvc_notes import check_notes
 from permafrost.errors import InputError, printable
@@ -18,7 +20,7 @@ from permafrost.params import Params
 from permafrost.paths import project_root
 from permafrost.registry import CUSTOM
 from permafrost.rehearsal import rehearse
-from permafrost.stages.shared import PARAMS, TASKS, find_custom, seed_file
+from permafrost.stages.shared import PARAMS, TASKS, VERSION, find_custom, seed_file
 from permafrost.stages.split import make_tasks
 from permafrost.stages.workspace import prepare_device
 from permafrost.tensors import load_tasks
@@ -30,7 +32,8 @@ def check_all() -> str:
 
     What the images hold is noted in ``images.yaml``, where DVC sees whether they have changed. A
     copy that has pulled the tasks but has no images is fine: nothing has to be read anew. An
-    experiment that was killed before it had gone back to its branch is told, but no fault.
+    experiment that was killed before it had gone back to its branch is told, but no fault. Where a
+    file names the version of the package, it names this one from then on: DVC starts the stages.
 
     Raises
     ------
@@ -45,6 +48,7 @@ def check_all() -> str:
     if interrupted := tell_interrupted(root):
         print(interrupted, file=sys.stderr)
     _require_keys()
+    _renew_version()
     device = prepare_device(params)
     resolve_precision(params.train.precision, device)
     seeds = params.seeds if params.split.selection == "random" else params.seeds[:1]
@@ -102,6 +106,13 @@ def _require_keys() -> None:
                 f"{PARAMS}: has no {key}, which dvc.yaml reads; `permafrost profile` lists files "
                 "that are whole"
             )
+
+
+def _renew_version() -> None:
+    """Let DVC see the version that is installed now, where the project has no source of it."""
+    text = f"{__version__}\n"
+    if VERSION.exists() and VERSION.read_text() != text:
+        write_atomically(VERSION, text.encode())
 
 
 def _unknown_to_git() -> list[str]:

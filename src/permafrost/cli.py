@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from importlib import import_module
+from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any
 
@@ -15,7 +16,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from permafrost import PARENT, __version__
 from permafrost.errors import InputError
-from permafrost.imports import uncollected
+from permafrost.imports import require_workflow, uncollected
 from permafrost.stopping import stop_if_requested
 
 
@@ -179,11 +180,23 @@ def profile(
 
 
 @_command()
-def check() -> None:
-    """Validate params.yaml and the data set before anything is trained."""
-    from permafrost.check import check_all
+def init(
+    folder: Annotated[Path, typer.Argument(help="A new one, or one without such files.")],
+) -> None:
+    """Write the files of a new project into a folder."""
+    from permafrost.init import write_project
 
     with _clear_errors():
+        typer.echo(write_project(folder))
+
+
+@_command()
+def check() -> None:
+    """Validate params.yaml and the data set before anything is trained."""
+    with _clear_errors():
+        require_workflow("dvc")
+        from permafrost.check import check_all
+
         typer.echo(check_all())
 
 
@@ -195,10 +208,11 @@ def doctor(
     notes: Annotated[bool, typer.Option("--notes", help="Look at DVC's notes only.")] = False,
 ) -> None:
     """Print what could make another machine's results differ, and find what is damaged."""
-    from permafrost.dvc_notes import check_notes
-    from permafrost.paths import project_root
-
     with _clear_errors():
+        require_workflow("dvc")
+        from permafrost.dvc_notes import check_notes
+        from permafrost.paths import project_root
+
         check_notes(project_root(), repair=repair)
         if notes:
             return
@@ -218,9 +232,10 @@ def track(
     ] = False,
 ) -> None:
     """Bring MLflow up to date: one finished run for each training and variant."""
-    from permafrost.maintenance import track_all
-
     with _clear_errors():
+        require_workflow("mlflow")
+        from permafrost.maintenance import track_all
+
         typer.echo(track_all(take_over=take_over))
 
 
@@ -229,9 +244,10 @@ def gc(
     yes: Annotated[bool, typer.Option("--yes", help="Delete without asking.")] = False,
 ) -> None:
     """Delete stored trainings that no result names, here or in a commit, branch or experiment."""
-    from permafrost.maintenance import delete_runs, describe_runs, unused_runs
-
     with _clear_errors():
+        require_workflow("dvc")
+        from permafrost.maintenance import delete_runs, describe_runs, unused_runs
+
         unused = unused_runs()
         for line in describe_runs(unused):
             typer.echo(line)
@@ -248,8 +264,9 @@ def ui(
     ] = 5000,
 ) -> None:
     """Open MLflow's pages on this project's runs."""
-    from permafrost.maintenance import serve_ui, track_all
-
     with _clear_errors():
+        require_workflow("mlflow")
+        from permafrost.maintenance import serve_ui, track_all
+
         typer.echo(track_all())
         sys.exit(serve_ui(port))

@@ -3,6 +3,9 @@
 import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
+
+from permafrost.errors import InputError
 
 
 @contextmanager
@@ -24,3 +27,17 @@ def uncollected(*, for_good: bool = False) -> Iterator[None]:
         if for_good:
             gc.freeze()
         gc.enable()
+
+
+def require_workflow(library: str) -> None:
+    """Refuse to go on without a library of the workflow, which the package can be without.
+
+    Raises
+    ------
+    InputError
+        If it is not installed.
+    """
+    if find_spec(library) is None:
+        raise InputError(
+            f'{library} is not installed; `pip install "permafrost-cl[workflow]"` adds it'
+        )

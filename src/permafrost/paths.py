@@ -12,7 +12,7 @@ def project_root() -> Path:
     Raises
     ------
     InputError
-        If this is no DVC project in a git clone.
+        If this is no DVC project.
     """
     named = os.environ.get("DVC_ROOT")
     if named:
@@ -20,7 +20,10 @@ def project_root() -> Path:
     for folder in (here := Path.cwd(), *here.parents):
         if (folder / ".dvc").is_dir():
             return folder
-    raise InputError(f"{here}: is no DVC project; run the command in a clone of the project")
+    raise InputError(
+        f"{here}: is no DVC project; run the command in a clone of the project, or in what "
+        "`permafrost init` has written, after `git init && dvc init`"
+    )
 
 
 def dvc_cache(root: Path) -> Path:

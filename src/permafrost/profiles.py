@@ -62,6 +62,7 @@ def _paths() -> dict[str, Path]:
     paths = {path.stem: path for path in sorted(_FOLDER.glob("*.yaml"))}
     if not paths:
         raise InputError(
-            f"{_FOLDER}/: not found; run the command in the folder of a clone of the project"
+            f"{_FOLDER}/: not found; run the command in the folder of a clone of the project, or "
+            "in what `permafrost init` has written"
         )
     return paths

@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent
+TEMPLATE = PACKAGE / "template"  # of `permafrost init`, in an installed package; no code of its own
 
 # By the name of a module, what its file holds.
 Sources = Mapping[str, str]
@@ -90,7 +91,8 @@ def reach_digest(roots: Iterable[str], sources: Sources) -> str:
 
 def _files(folder: Path) -> list[Path]:
     # An editor may leave a link to nowhere, such as .#cli.py.
-    return sorted(path for path in folder.rglob("*.py") if path.is_file())
+    files = sorted(path for path in folder.rglob("*.py") if path.is_file())
+    return [path for path in files if TEMPLATE not in path.parents]
 
 
 def _whole(name: str, sources: Sources) -> list[str]:

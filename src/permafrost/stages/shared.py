@@ -18,8 +18,9 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from permafrost import __version__
 from permafrost.artifacts import load_arrays, load_json, require, save_json
-from permafrost.errors import InputError
+from permafrost.errors import InputError, printable
 from permafrost.params import Params, load_params
 from permafrost.paths import project_root
 from permafrost.processes import project_lock
@@ -49,6 +50,8 @@ TRADE_OFF_PICTURE = Path("reports/kept_and_learned.png")
 TRADE_OFF_POINTS = Path("reports/plots/kept_and_learned.json")
 TIMINGS = Path("reports/timings.json")
 
+# In a project without the package's source: the version that DVC sees in its place.
+VERSION = Path("permafrost.version")
 SOURCE, _CUSTOM = Path("src/permafrost"), Path("custom")
 _OUTPUTS = (TASKS, Path("models"), Path("metrics"), Path("reports"))
 _SEED_OUTPUTS = (
@@ -136,7 +139,8 @@ def open_stage(stage: str, seed: int | None = None) -> Iterator[Params]:
     Raises
     ------
     InputError
-        If params.yaml is wrong, the code is not this copy's, or one of them was changed meanwhile.
+        If params.yaml is wrong, the code is not this copy's, or of another version than it names,
+        or one of them was changed meanwhile.
     """
     began = time.perf_counter()
     custom = code_digest(_CUSTOM)
@@ -144,6 +148,7 @@ def open_stage(stage: str, seed: int | None = None) -> Iterator[Params]:
     if seed is not None and seed not in params.seeds:
         raise InputError(f"--seed: {seed} is none of seeds: {', '.join(map(str, params.seeds))}")
     _refuse_other_code(stage)
+    _refuse_other_version()
     _remove_leftovers()
     _remove_other_seeds(params)
     yield params
@@ -173,6 +178,16 @@ def _refuse_other_code(stage: str) -> None:
         raise InputError(
             f"{SOURCE}: is not the code that runs, which is {PACKAGE}; activate this copy's own "
             "environment, or `git add` what is new and queue the experiment again"
+        )
+
+
+def _refuse_other_version() -> None:
+    """Refuse to run another version than DVC sees."""
+    noted = VERSION.read_text().strip() if VERSION.exists() else __version__
+    if noted != __version__:
+        raise InputError(
+            f"{VERSION}: names {printable(noted)}, but {__version__} runs; `permafrost check` "
+            "renews it"
         )
 
 

@@ -11,7 +11,7 @@ from importlib import import_module
 from pathlib import Path
 from urllib.parse import unquote
 
-from permafrost.imports import uncollected
+from permafrost.imports import require_workflow, uncollected
 
 _SQL = ("sqlite", "postgresql", "mysql", "mssql")
 
@@ -34,7 +34,14 @@ _ENVIRONMENT = {
 
 @cache
 def load_mlflow(uri: str) -> None:
-    """Import all that MLflow needs of itself for a store, which it would do bit by bit."""
+    """Import all that MLflow needs of itself for a store, which it would do bit by bit.
+
+    Raises
+    ------
+    InputError
+        If MLflow is not installed.
+    """
+    require_workflow("mlflow")
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     logging.getLogger("alembic").setLevel(logging.WARNING)

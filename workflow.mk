@@ -1,0 +1,18 @@
+# The experiment's targets. ACTIVE may hold what activates an environment for a command; without it
+# permafrost and dvc are those that are found on PATH.
+
+.DEFAULT_GOAL := help
+.PHONY: help repro ui
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+repro: ## run the whole experiment and print its tables
+	@$(ACTIVE) permafrost doctor --repair --notes
+	@$(ACTIVE) permafrost check
+	@$(ACTIVE) dvc repro || { code=$$?; $(ACTIVE) permafrost track; exit $$code; }
+	@cat reports/tables.md
+	-@$(ACTIVE) permafrost track
+
+ui: ## compare the runs in MLflow
+	@$(ACTIVE) permafrost ui
