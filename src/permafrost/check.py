@@ -111,7 +111,7 @@ def _require_keys() -> None:
 def _renew_version() -> None:
     """Let DVC see the version that is installed now, where the project has no source of it."""
     text = f"{__version__}\n"
-    if VERSION.exists() and VERSION.read_text() != text:
+    if VERSION.exists() and VERSION.read_bytes() != text.encode():
         write_atomically(VERSION, text.encode())
 
 

@@ -22,11 +22,10 @@ from permafrost.processes import (
 from permafrost.ranking.method import frozen_masks
 from permafrost.runs.spec import RunSpec
 from permafrost.runs.store import RunStore
-from permafrost.source import PACKAGE_CODE
+from permafrost.source import PACKAGE, PACKAGE_CODE
 from permafrost.stages.shared import (
     FIRST,
     KNOWLEDGE,
-    SOURCE,
     TASKS,
     progress_bar,
     refuse_changed,
@@ -149,5 +148,5 @@ def _start_worker(params: Params) -> None:
 
 
 def _obtain_in_worker(spec: RunSpec, on_validation: bool, code: str) -> dict[str, Any]:
-    refuse_changed(SOURCE, "its stage", code != PACKAGE_CODE)  # a worker imports it anew
+    refuse_changed(PACKAGE, "its stage", code != PACKAGE_CODE)  # a worker imports it anew
     return _obtain(_workspaces[0], spec, on_validation)

@@ -183,7 +183,7 @@ def _refuse_other_code(stage: str) -> None:
 
 def _refuse_other_version() -> None:
     """Refuse to run another version than DVC sees."""
-    noted = VERSION.read_text().strip() if VERSION.exists() else __version__
+    noted = VERSION.read_text(errors="replace").strip() if VERSION.exists() else __version__
     if noted != __version__:
         raise InputError(
             f"{VERSION}: names {printable(noted)}, but {__version__} runs; `permafrost check` "
