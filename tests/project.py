@@ -26,6 +26,8 @@ SEED_STAGES = (
     "train_second",
 )
 STAGES = (*SEED_STAGES, "evaluate", "tune", "sweep", "report")
+# What a workflow writes into git.
+RESULTS = ("dvc.lock", "metrics/comparison.json", "metrics/tune.json", "metrics/variant.json")
 
 TINY = {
     "seeds": [0],
@@ -69,7 +71,6 @@ def plain_project(folder: Path) -> "Project":
     """Return a project with plain stages."""
     project = Project(folder)
     (folder / "dvc.yaml").write_text(PLAIN_STAGES)
-    (folder / "data").mkdir()
     project.commit("plain stages")
     return project
 
@@ -95,7 +96,7 @@ class Project:
         )
         for name in listed.stdout.split():
             source = REPOSITORY / name
-            if source.is_file() and name != "dvc.lock":
+            if source.is_file() and name not in RESULTS:
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 (folder / name).write_bytes(source.read_bytes())
         self.change(TINY)

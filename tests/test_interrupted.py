@@ -21,8 +21,10 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """Return a project with an edit of the user's, and then an experiment that got SIGTERM."""
     project = plain_project(tmp_path_factory.mktemp("killed") / "project")
     stages = PLAIN_STAGES.replace(
-        "cp data/first", "echo begun > data/begun; sleep 600; cp data/first"
+        "cp data/first",
+        "echo experiment > metrics/variant.json; echo begun > data/begun; sleep 600; cp data/first",
     )
+    (project.folder / "metrics/variant.json").write_text("committed\n")
     (project.folder / "dvc.yaml").write_text(stages)
     project.commit("a long stage")
     with (project.folder / "CITATION.cff").open("a") as file:
@@ -71,12 +73,14 @@ def test_back_on_its_branch(project: Project, capsys: pytest.CaptureFixture[str]
     assert status == ["## main", " M CITATION.cff", "?? dvc.lock", "?? ran"]
     assert "# edited before" in (project.folder / "CITATION.cff").read_text()
     assert (project.folder / "dvc.lock").read_text() == lock
+    assert (project.folder / "metrics/variant.json").read_text() == "committed\n"
     kept = [
         project.run("git", "show", f"{name}:{file}") for file in ("params.yaml", "CITATION.cff")
     ]
     assert "epochs: 7" in kept[0]
     assert "# edited before" in kept[1]
     assert project.run("git", "show", f"{name}:dvc.lock") == lock
+    assert project.run("git", "show", f"{name}:metrics/variant.json") == "experiment\n"
     assert "BASELINE" not in project.run("git", "for-each-ref", NOTES)
     before = state(project)
     check_git(project.folder, repair=True)

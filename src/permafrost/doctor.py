@@ -14,10 +14,10 @@ from permafrost.stages.shared import (
     FIRST_RECORDS,
     FROZEN,
     SECOND_RECORDS,
+    SUMMARIES,
     SWEEP,
     TASKS,
-    TUNE,
-    VARIANT,
+    TRIALS,
     read_params,
 )
 from permafrost.stages.workspace import prepare_device
@@ -76,7 +76,7 @@ def _delete(path: Path) -> bool:
 def _damaged_artifacts(root: Path) -> Iterator[Path]:
     """Look through what the stages of this copy of the project have written."""
     tensors = [*TASKS.glob("*.safetensors"), *Path("models").glob("*/*.safetensors")]
-    records = [VARIANT, TUNE, SWEEP, *variant_files(root)]
+    records = [*SUMMARIES, TRIALS, SWEEP, *variant_files(root)]
     for folder in (FIRST_RECORDS, SECOND_RECORDS, FROZEN):
         records += folder.glob("*.json")
     for load, paths in ((load_tensors, tensors), (load_record, records)):

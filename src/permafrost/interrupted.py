@@ -4,8 +4,8 @@ DVC takes HEAD off its branch, writes the experiment's ``params.yaml`` and notes
 ``refs/exps/exec`` what it is at. It goes back at the experiment's end, but not if it is killed.
 Then these notes, no DVC at work and HEAD's log, where only commits follow the step from a branch to
 the experiment's commit, prove which branch it was. What the files hold is kept on a branch of its
-own, ``params.yaml`` and ``dvc.lock`` are again what was committed, and HEAD is back on its branch.
-Edits of other files stay in these, too.
+own, ``params.yaml``, ``dvc.lock`` and the summaries are again what was committed, and HEAD is back
+on its branch. Edits of other files stay in these, too.
 """
 
 import re
@@ -15,6 +15,7 @@ from pathlib import Path
 
 from permafrost.dvc_notes import dvc_processes
 from permafrost.errors import InputError
+from permafrost.stages.shared import PARAMS, SUMMARIES
 
 _NOTES = "refs/exps/exec/EXEC_"
 
@@ -57,7 +58,7 @@ def check_git(root: Path, *, repair: bool) -> None:
         _do(root, "branch", name, kept)
         print(f"git: files and commits as they were are kept on the branch {name}", file=sys.stderr)
     _do(root, "reset", "-q")
-    for file in ("params.yaml", "dvc.lock"):
+    for file in (str(PARAMS), "dvc.lock", *map(str, SUMMARIES)):
         if _ask(root, "ls-files", file):
             _do(root, "checkout", "-q", "--", file)
     _do(root, "switch", "-q", branch)

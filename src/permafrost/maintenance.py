@@ -23,7 +23,7 @@ from permafrost.stages.shared import (
     FIRST_RECORDS,
     SECOND_RECORDS,
     SWEEP,
-    TUNE,
+    TRIALS,
     read_params,
     seed_file,
 )
@@ -81,8 +81,7 @@ def unused_runs() -> list[str]:
         for path in sorted(wanted.union(*(folder.glob("*.json") for folder in folders))):
             rows: Any = load_record(path)
             used |= {row["key"] for row in (rows if isinstance(rows, list) else [rows])}
-        for methods in load_record(TUNE)["heads"].values():
-            used |= {trial["key"] for choice in methods.values() for trial in choice["trials"]}
+        used |= {row["key"] for row in load_record(TRIALS)["trials"]}
         for path in _committed_results(store.root):
             used |= set(re.findall(r'"key": "([0-9a-f]{32})"', path.read_text()))
     return [key for key in stored if key not in used]

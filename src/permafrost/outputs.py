@@ -17,7 +17,6 @@ from permafrost.artifacts import load_record
 from permafrost.errors import InputError
 from permafrost.experiment import shown_params, shown_training
 from permafrost.params import Params, validate_params
-from permafrost.plan import method_run
 from permafrost.runs.spec import RunSpec
 from permafrost.runs.store import run_record
 from permafrost.stages.shared import (
@@ -25,7 +24,7 @@ from permafrost.stages.shared import (
     PARAMS,
     SECOND_RECORDS,
     SWEEP,
-    TUNE,
+    TRIALS,
     VARIANT,
     find_custom,
     variant_pictures,
@@ -70,13 +69,8 @@ def _records(root: Path) -> Iterator[tuple[str, Record]]:
             yield f"{stage}@{path.stem}", load_record(path) | {"seed": int(path.stem)}
     for row in _read(root / SWEEP, []):
         yield "sweep", {"key": row["key"], "kind": "cell", "row": row}
-    tuned = _read(root / TUNE, {"heads": {}})
-    for head, choices in tuned["heads"].items():
-        chosen = {name: choice["chosen"] for name, choice in choices.items()}
-        for name, choice in choices.items():
-            for trial in choice["trials"]:
-                spec = (name, tuned["seed"], head, chosen | {name: trial["hyper"]})
-                yield "tune", {"key": trial["key"], "kind": "trial", "spec": spec, "row": trial}
+    for row in _read(root / TRIALS, {"trials": []})["trials"]:
+        yield "tune", {"key": row["key"], "kind": "trial", "row": row}
     if summary := _read(root / VARIANT, {}):
         yield "evaluate", {"key": variant_key(summary), "kind": "variant", "summary": summary}
 
@@ -91,13 +85,8 @@ def _run(root: Path, record: Record, params: Params) -> RunRecord:
         pictures = variant_pictures(params, root).items()
         there = {place: path for place, path in pictures if path.exists()}
         return variant_run(variant_record(params, summary, shown), there, partial=True)
-    row = record["row"]
-    if record["kind"] == "trial":
-        spec = method_run(params, *record["spec"])
-        row = row if row["acc_mean"] is not None else row | {"error": "it diverged"}
-    else:
-        spec = RunSpec.of(row)
-    about = {"name": spec.name, "params": shown_params(params, spec), "row": row}
+    spec = RunSpec.of(record["row"])
+    about = {"name": spec.name, "params": shown_params(params, spec)}
     return run_record(record | about, {}, partial=True)
 
 

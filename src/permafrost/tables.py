@@ -15,6 +15,12 @@ def measure(rows: Iterable[Row], name: str) -> Interval | None:
     return confidence_interval(values, value_range(name)) if values else None
 
 
+def measures(rows: Sequence[Row], tasks: int) -> dict[str, Interval | None]:
+    """Return the accuracy on each task, their mean and the forgetting, over the seeds."""
+    names = [*map(accuracy_name, range(tasks)), "acc_mean", "forgetting"]
+    return {name: measure(rows, name) for name in names}
+
+
 def percent(interval: Interval | None) -> str:
     """Format an interval as ``71.2 (64.0 to 78.4)``, in percent."""
     if interval is None:
@@ -64,14 +70,13 @@ def accuracy_table(
     headings : sequence of str
         Of those.
     """
-    measures = [accuracy_name(task) for task in range(tasks)] + ["acc_mean", "forgetting"]
     names = [f"task {task + 1}" for task in range(tasks)] + ["mean", "forgetting"]
     lines = []
     for first, rows in members:
         further = more(first, rows) if more else ()
         failed = sum(row.get("status") == "failed" for row in rows)
         note = [f"{first[-1]} (failed: {failed} of {len(rows)} seeds)"] if failed else first[-1:]
-        figures = [percent(measure(rows, name)) for name in measures]
+        figures = map(percent, measures(rows, tasks).values())
         lines.append([*first[:-1], *note, *figures, *further])
     return markdown([*labels, *names, *headings], lines)
 

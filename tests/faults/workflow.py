@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 
 from permafrost.artifacts import file_digest
-from project import Project, wait_for
+from project import RESULTS, Project, wait_for
 
 SPY = Path(__file__).parent / "spy"
 
@@ -193,8 +193,8 @@ def check_recovered(project: WatchedProject, expected: Undisturbed, trainings: i
     assert not stray, f"stray or missing files: {sorted(stray)}"
     # A stage that begins while DVC dies may not know better, and ends by itself.
     wait_for(lambda: not project.processes(), 300, "the end of all processes")
-    status = project.run("git", "status", "--porcelain").split()
-    assert status == ["??", "dvc.lock"], status
+    status = project.run("git", "status", "--porcelain").splitlines()
+    assert status == [f"?? {name}" for name in RESULTS], status
     again = project.epochs() - expected.epochs
     assert len(again) <= trainings, f"more trainings than ran at once were begun again: {again}"
     assert max(again.values(), default=0) <= 1, f"epochs begun again: {again}"

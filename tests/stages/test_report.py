@@ -1,6 +1,7 @@
 """The report: what its sentences say of the numbers, and the plot's lines."""
 
 import json
+from dataclasses import asdict
 
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -12,7 +13,8 @@ from permafrost.params import Params
 from permafrost.plots import draw_trade_off
 from permafrost.stages import report
 from permafrost.stages.evaluate import summarise
-from permafrost.stages.report import tables
+from permafrost.stages.report import comparison, tables
+from permafrost.tables import percent
 
 
 def row(seed: int, strategy: str = "freeze", **more) -> dict:
@@ -87,6 +89,23 @@ def test_the_variants_intervals_stay_within_what_is_possible():
     summary = summarise(rows, Params(seeds=[0, 1, 2]))
     assert 0 <= summary["acc_task1"]["low"] < summary["acc_task1"]["high"] <= 1
     assert json.dumps(summary, allow_nan=False)
+
+
+def test_the_comparison_holds_the_tables_numbers():
+    seeds = [0, 1, 2]
+    rows = [row(seed, name) for seed in seeds for name in ("freeze", "finetune", "ewc")]
+    joint = {"head": "expanding", "hyper": {"passes": 2}}
+    rows += [row(seed, "joint", **joint) for seed in seeds[:1]]
+    rows[2] |= {"status": "failed", "error": "the loss is nan", "acc_mean": None}
+    compared = comparison(rows, Params(seeds=seeds, train={"epochs": 10}))
+    shared, frozen = compared["shared"], compared["shared"]["freeze"]["mse"]["12.5%"]
+    assert list(frozen) == ["acc_task1", "acc_task2", "acc_mean", "forgetting", "seeds"]
+    interval = confidence_interval([0.85, 1.0, 0.97])
+    assert frozen["acc_task1"] == shared["finetune"]["acc_task1"] == asdict(interval)
+    assert f"| 12.5% | {percent(interval)} |" in written(seeds)
+    assert [shared[name]["seeds"] for name in ("finetune", "ewc")] == [3, 2]
+    assert compared["expanding"]["joint"]["20 epochs"]["acc_task1"]["low"] is None
+    assert json.dumps(compared, allow_nan=False)
 
 
 def three_tasks(**more) -> str:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from project import Project, stages_run, wait_for
+from project import RESULTS, Project, stages_run, wait_for
 
 pytestmark = pytest.mark.usefixtures("one_run_for_each_training")
 
@@ -30,6 +30,16 @@ def test_repro_writes_results_and_pictures(project: Project) -> None:
     # A single entry is taken as it is: no trial.
     choice = {"freeze": {"chosen": {"pct": 0.5}, "trials": [], "at_edge": []}}
     assert project.read("metrics/tune.json") == {"seed": 0, "heads": {"shared": choice}}
+    assert project.read("metrics/trials.json") == {"trials": []}
+    compared = project.read("metrics/comparison.json")["shared"]
+    assert compared.keys() == {"finetune", "freeze"}
+    assert compared["freeze"].keys() == {"mse"}
+    for share, row in zip(("25%", "50%"), rows[1:], strict=True):
+        found = compared["freeze"]["mse"][share]
+        assert found.pop("seeds") == 1
+        assert {name: interval["mean"] for name, interval in found.items()} == {
+            name: row[name] for name in ("acc_task1", "acc_task2", "acc_mean", "forgetting")
+        }
 
     tables = (project.folder / "reports/tables.md").read_text()
     assert f"| 25% | {100 * rows[1]['acc_task1']:.1f} |" in tables
@@ -77,7 +87,8 @@ def test_repro_again_does_nothing(project: Project) -> None:
     output = project.run("dvc", "repro")
     assert stages_run(output) == []
     assert "up to date" in output
-    assert project.run("git", "status", "--porcelain").split() == ["??", "dvc.lock"]
+    status = project.run("git", "status", "--porcelain").splitlines()
+    assert status == [f"?? {name}" for name in RESULTS]
 
 
 def test_exp_run_reruns_only_what_reads_the_parameter(project: Project) -> None:

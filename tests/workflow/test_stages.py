@@ -105,6 +105,10 @@ def test_trials_choose_the_frozen_share(project: Project, tried: set[str]) -> No
     best = max(trials, key=lambda trial: trial["acc_mean"])
     assert choice["chosen"] == best["hyper"]
     assert tried == {trial["key"] for trial in trials}
+    rows = project.read("metrics/trials.json")["trials"]
+    assert [(row["key"], row["pct"], row["acc_mean"]) for row in rows] == [
+        (trial["key"], trial["hyper"]["pct"], trial["acc_mean"]) for trial in trials
+    ]
     assert project.tags("permafrost-trials", "key") == {trial["key"]: 1 for trial in trials}
     assert project.tags("permafrost-trials", "kind") == {"trial": 2}
 
@@ -164,7 +168,7 @@ def test_gc_waits_for_trainings_that_are_under_way(project: Project) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["train_first/0.json", "train_second/0.json", "tune.json", "sweep.json"]
+    "name", ["train_first/0.json", "train_second/0.json", "trials.json", "sweep.json"]
 )
 def test_gc_waits_for_results_that_are_missing(project: Project, name: str) -> None:
     """As of a sweep that was stopped: what it has trained is named nowhere yet."""

@@ -1,9 +1,10 @@
 """Stage report: the tables and the plots."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from typing import Any
 
-from permafrost.artifacts import load_record, save_json, write_atomically
+from permafrost.artifacts import load_record, save_json, save_record, write_atomically
 from permafrost.errors import InputError
 from permafrost.evaluation import share
 from permafrost.params import Params
@@ -11,6 +12,7 @@ from permafrost.paths import project_root
 from permafrost.plots import draw_trade_off
 from permafrost.runs.spec import RunSpec
 from permafrost.stages.shared import (
+    COMPARISON,
     SWEEP,
     TABLES,
     TRADE_OFF_PICTURE,
@@ -20,7 +22,7 @@ from permafrost.stages.shared import (
     open_stage,
     variant_pictures,
 )
-from permafrost.tables import Row, accuracy_table, escape, groups, markdown, measure
+from permafrost.tables import Row, accuracy_table, escape, groups, markdown, measure, measures
 from permafrost.tracking import Tracker
 from permafrost.variants import add_pictures
 
@@ -32,7 +34,7 @@ _FAILURES_TOLD = 3
 
 
 def run() -> None:
-    """Write the tables and the trade-off's plot, and add all pictures to the variant's run.
+    """Write the comparison, its tables and its plot, and add all pictures to the variant's run.
 
     Raises
     ------
@@ -46,6 +48,7 @@ def run() -> None:
         choices = load_record(TUNE)["heads"]
         text = tables(rows, params, choices)
         write_atomically(TABLES, text.encode())
+        save_record(COMPARISON, comparison(rows, params))
         _draw(rows, params)
         add_pictures(Tracker(project_root()), variant, variant_pictures(params))
         print(f"report: the tables are in {TABLES}")
@@ -68,6 +71,47 @@ def _with_variant(rows: list[Row], variant: list[Row]) -> list[Row]:
     known = {row["key"] for row in rows}
     together = rows + [row for row in variant if row["key"] not in known]
     return sorted(together, key=lambda row: row["pct"] or 0)
+
+
+def comparison(rows: list[Row], params: Params) -> dict[str, Any]:
+    """Return the means and intervals of the tables as numbers, by head and method.
+
+    Parameters
+    ----------
+    rows : list of dict
+        Of the sweep and the variant.
+    params : Params
+        All parameters.
+
+    Returns
+    -------
+    dict
+        Nested by head and strategy, of ``freeze`` also by metric and share, of ``joint`` by its
+        length; ``seeds`` says how many of them count, which are all that did not fail.
+    """
+    compared: dict[str, Any] = {}
+    named = [row | {"method": _method(row, params)} for row in rows]
+    for group, members in groups(named, "head", "method"):
+        place = compared.setdefault(group["head"], {})
+        for name in group["method"]:
+            place = place.setdefault(name, {})
+        found = measures(members, len(params.split.sizes))
+        place |= {name: interval and asdict(interval) for name, interval in found.items()}
+        place["seeds"] = sum(row["status"] == "done" for row in members)
+    return compared
+
+
+def _method(row: Row, params: Params) -> tuple[str, ...]:
+    """Return where the comparison has a row's method."""
+    if row["strategy"] == "freeze":
+        return "freeze", row["metric"], share(row["pct"])
+    if row["strategy"] == "joint":
+        return "joint", _length(row["hyper"]["passes"], params)
+    return (row["strategy"],)
+
+
+def _length(passes: float, params: Params) -> str:
+    return f"{passes * params.train.epochs:g} epochs"
 
 
 def tables(rows: list[Row], params: Params, choices: dict[str, Any]) -> str:
@@ -238,7 +282,7 @@ def _joint_lines(
     joint = [row | {"passes": row["hyper"]["passes"]} for row in _of(all_rows, "joint")]
     lines: list[tuple[list[str], list[Row]]] = []
     for group, members in groups(joint, "passes", "head"):
-        length = f"joint, {group['passes'] * params.train.epochs:g} epochs"
+        length = f"joint, {_length(group['passes'], params)}"
         if group["head"] == rows[0]["head"]:
             lines.append(([length], members))
         elif group["head"] == "expanding":
@@ -312,7 +356,7 @@ def _draw(rows: list[Row], params: Params) -> None:
 
 def _with_label(row: Row, params: Params) -> Row:
     passes = row["hyper"].get("passes")
-    length = f", {passes * params.train.epochs:g} epochs" if passes else ""
+    length = f", {_length(passes, params)}" if passes else ""
     return row | {"label": f"{row['strategy']}{length}"}
 
 

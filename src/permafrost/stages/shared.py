@@ -44,7 +44,9 @@ SECOND_RECORDS = Path("metrics/train_second")
 VARIANT = Path("metrics/variant.json")
 VARIANT_CURVES = Path("reports/plots/variant_epochs.json")
 TUNE = Path("metrics/tune.json")
+TRIALS = Path("metrics/trials.json")
 SWEEP = Path("metrics/sweep.json")
+COMPARISON = Path("metrics/comparison.json")
 TABLES = Path("reports/tables.md")
 TRADE_OFF_PICTURE = Path("reports/kept_and_learned.png")
 TRADE_OFF_POINTS = Path("reports/plots/kept_and_learned.json")
@@ -52,6 +54,8 @@ TIMINGS = Path("reports/timings.json")
 
 # In a project without the package's source: the version that DVC sees in its place.
 VERSION = Path("permafrost.version")
+SUMMARIES = (VARIANT, TUNE, COMPARISON)  # small, and in git
+
 SOURCE, _CUSTOM = Path("src/permafrost"), Path("custom")
 _OUTPUTS = (TASKS, Path("models"), Path("metrics"), Path("reports"))
 _SEED_OUTPUTS = (

@@ -10,15 +10,16 @@ from permafrost.params import Params
 from permafrost.plan import Chosen, grids, heads, method_run
 from permafrost.runs.spec import RunSpec
 from permafrost.stages.run_pool import train_runs
-from permafrost.stages.shared import TUNE
+from permafrost.stages.shared import TRIALS, TUNE
 from permafrost.stages.workspace import Workspace, open_workspace
 from permafrost.strategies import STRATEGIES
 
 Choice = dict[str, Any]
+Row = dict[str, Any]
 
 
 def run() -> None:
-    """Write what was tried and what was chosen, under each head.
+    """Write what was tried and what was chosen, under each head, and a row for each trial.
 
     A trial that diverges is never chosen, and else no failure: a grid may reach too far. A grid may
     also end too early: what was chosen at its edge is told, and recorded.
@@ -29,10 +30,15 @@ def run() -> None:
         If all trials of a method diverge.
     """
     with open_workspace("tune") as workspace:
-        choices = {head: _choose(workspace, head) for head in heads(workspace.params)}
+        choices: dict[Head, dict[str, Choice]] = {}
+        rows: list[Row] = []
+        for head in heads(workspace.params):
+            choices[head], tried_here = _choose(workspace, head)
+            rows += tried_here
         save_record(TUNE, {"seed": workspace.params.seeds[0], "heads": choices})
-        every = [choice for methods in choices.values() for choice in methods.values()]
-        workspace.tell_unlogged(*(trial for choice in every for trial in choice["trials"]))
+        # Not in git: where they are missing, as in a clone, DVC has the trials trained.
+        save_record(TRIALS, {"trials": rows})
+        workspace.tell_unlogged(*rows)
         for head, methods in choices.items():
             for name, choice in methods.items():
                 tried = len(choice["trials"])
@@ -65,9 +71,10 @@ def read_choices(params: Params) -> Chosen:
     return chosen
 
 
-def _choose(workspace: Workspace, head: Head) -> dict[str, Choice]:
+def _choose(workspace: Workspace, head: Head) -> tuple[dict[str, Choice], list[Row]]:
     """Choose for one method after the other; those that freeze need the chosen share."""
     choices: dict[str, Choice] = {}
+    rows: list[Row] = []
     for name, grid in grids(workspace.params).items():
         chosen = {known: choice["chosen"] for known, choice in choices.items()}
         if len(grid) == 1:
@@ -75,11 +82,13 @@ def _choose(workspace: Workspace, head: Head) -> dict[str, Choice]:
             continue
         specs = [_trial(workspace.params, name, head, chosen | {name: hyper}) for hyper in grid]
         records = train_runs(workspace, specs, f"trials of {name}", on_validation=True)
+        tried = [records[spec]["row"] for spec in specs]
+        rows += tried
         tasks = [accuracy_name(task) for task in range(len(workspace.params.split.sizes))]
         shown = ["key", *tasks, "acc_mean"]
         trials = [
-            {"hyper": hyper} | {key: records[spec]["row"].get(key) for key in shown}
-            for spec, hyper in zip(specs, grid, strict=True)
+            {"hyper": hyper} | {key: row.get(key) for key in shown}
+            for row, hyper in zip(tried, grid, strict=True)
         ]
         done = [trial for trial in trials if trial["acc_mean"] is not None]
         if not done:
@@ -87,7 +96,7 @@ def _choose(workspace: Workspace, head: Head) -> dict[str, Choice]:
         best = max(done, key=lambda trial: trial["acc_mean"])  # the first of equals
         edges = _edges(best["hyper"], grid, STRATEGIES[name].hyper)
         choices[name] = {"chosen": best["hyper"], "trials": trials, "at_edge": edges}
-    return choices
+    return choices, rows
 
 
 def _edges(
