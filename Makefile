@@ -1,7 +1,7 @@
 # `make repro` and `make test` set up all they need: an environment in .venv from uv.lock, by the uv
 # that is installed, or else by one that pip puts into .venv.
 
-.PHONY: test test-all torture networks bench lint audit clean
+.PHONY: status test test-all torture networks bench lint audit clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -23,6 +23,9 @@ $(READY): uv.lock pyproject.toml
 	  $(BIN)/uv sync --locked --compile-bytecode --inexact --python $(BIN)/python; \
 	fi
 	@touch $@
+
+status: $(READY) ## say which stages have other code or parameters than dvc.lock notes
+	@$(BIN)/python .ci/stale.py
 
 test: $(READY) ## run the tests of the parts
 	@$(PYTEST) -n 2 --dist worksteal -m "not workflow"
