@@ -77,9 +77,10 @@ class WatchedProject(Project):
         return found
 
     def bits(self) -> dict[str, str]:
-        """Return the digest of every file under data/tasks, metrics and models."""
+        """Return the digest of every file that stages write to data/tasks, metrics and models."""
         parts = (self.folder / part for part in ("data/tasks", "metrics", "models"))
-        files = sorted(path for part in parts for path in part.rglob("*") if path.is_file())
+        found = sorted(path for part in parts for path in part.rglob("*"))
+        files = [path for path in found if path.is_file() and path.name != "README.md"]
         return {str(path.relative_to(self.folder)): file_digest(path) for path in files}
 
     def files(self) -> set[str]:
