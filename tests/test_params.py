@@ -452,3 +452,10 @@ def test_a_module_outside_of_custom_is_refused(load, write_own, tmp_path):
     (tmp_path / "own_metric_of_a_test.py").write_text(OWN)
     with pytest.raises(InputError, match=r"neither in custom/ nor installed: move it to custom/"):
         load("rank: {metrics: [mse, 'own_metric_of_a_test:score']}")
+
+
+def test_images_may_be_rectangles():
+    assert Params(split={"image_size": [28, 40]}).split.height_and_width == (28, 40)
+    assert Params(split={"image_size": 28}).split.height_and_width == (28, 28)
+    with pytest.raises(ValueError, match=r"train\.padding: .* less than split\.image_size, 28"):
+        Params(split={"image_size": [40, 28]}, train={"padding": 28})

@@ -12,7 +12,7 @@ from typing import TypeVar
 import torch
 
 from permafrost.data import Batches, LabeledImages, Task, TaskSequence
-from permafrost.errors import InputError, NotFiniteError, printable
+from permafrost.errors import InputError, printable
 from permafrost.experiment import (
     explain_config,
     first_lesson,
@@ -210,9 +210,5 @@ def _few(params: Params) -> LabeledImages:
 def _attempt(key: str, what: Callable[[], T], cannot: str = " cannot be trained") -> T:
     try:
         return what()
-    except InputError:
-        raise
-    except NotFiniteError as error:  # of random images this says little
-        raise InputError(f"{key}{cannot}: {error}") from error
     except (Exception, SystemExit) as error:  # a user's own may fail in any way
         raise InputError(printable(f"{key}{cannot}: {error}")[:500]) from error

@@ -385,3 +385,18 @@ def test_unreadable_folder(folder):
 
 def test_closed_list_of_formats_holds_no_reader_that_starts_programs():
     assert "EPS" not in IMAGE_FORMATS
+
+
+def test_rectangles_cover_and_crop(tmp_path):
+    for part in ("train/a", "train/b", "test/a", "test/b"):
+        image = Image.new("RGB", (16, 8), (10, 20, 30))
+        image.paste((200, 0, 0), (0, 0, 4, 8))  # the left quarter, which a square would lose
+        put(tmp_path / part / "0.png", image)
+    rectangle = load_dataset("image_folder", tmp_path, (8, 16)).train.images
+    assert rectangle.shape == (2, 3, 8, 16)
+    assert rectangle[0, 0, 0].tolist() == [200] * 4 + [10] * 12
+    square = load_dataset("image_folder", tmp_path, (8, 8)).train.images
+    assert square.shape == (2, 3, 8, 8)
+    assert square[0, 0, 0].tolist() == [10] * 8
+    tall = load_dataset("image_folder", tmp_path, (16, 8)).train.images
+    assert tall.shape == (2, 3, 16, 8)

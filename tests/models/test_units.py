@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from permafrost.freezing import batch_norm_after
-from permafrost.models.units import is_norm, trace_flow
+from permafrost.models.units import conv_layers, is_norm, trace_flow
 
 
 class Net(nn.Module):
@@ -86,3 +86,24 @@ def test_a_compiled_network_is_followed_too():
     model(torch.zeros(2, 3, 16, 16))
     norms = {"_orig_mod.first": "_orig_mod.bn1", "_orig_mod.second": "_orig_mod.bn2"}
     assert batch_norm_after(model) == norms
+
+
+class Backwards(nn.Module):
+    """Registered from the output to the input, with a layer that never runs."""
+
+    def __init__(self):
+        super().__init__()
+        self.unused, self.last = nn.Conv2d(3, 4, 3), nn.Conv2d(5, 4, 3)
+        self.first = nn.Conv2d(3, 5, 3)
+
+    def forward(self, images):
+        return self.last(self.first(images).relu()).mean((2, 3))
+
+
+def test_convolutions_come_in_the_order_in_which_they_run():
+    assert list(conv_layers(Backwards())) == ["first", "last"]
+
+
+def test_of_a_network_that_runs_on_no_images_all_convolutions_come():
+    model = nn.Sequential(nn.Conv2d(7, 4, 3), nn.Conv2d(3, 4, 3))
+    assert list(conv_layers(model)) == ["0", "1"]

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from lessons import CPU, SGD, copied_state, learn, watched
+from permafrost.models import NETWORKS, build_network
 from permafrost.strategies import (
     CriticalLayer,
     Finetune,
@@ -124,3 +125,28 @@ def test_a_real_trial_is_undone_too(make_stirred, make_sequence, same_bits, stra
     course = Learner(sequence, SGD, head="shared", seed=0, device=CPU)
     course.learn_task(tried, Finetune("shared"), Progress(1, []))
     assert progress.history[0]["train_loss"] != expected.history[0]["train_loss"]
+
+
+def test_layers_before_another_are_those_that_run_before_it(monkeypatch, make_sequence):
+    """Whatever the order in which a network has registered them."""
+
+    class Backwards(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.last, self.first = (torch.nn.Conv2d(n, 6, 3) for n in (6, 3))
+
+        def forward(self, images):
+            return self.last(self.first(images).relu())
+
+    list(NETWORKS)
+    monkeypatch.setitem(NETWORKS._things, "backwards", Backwards)
+    network = build_network("backwards", classes=[2, 2], seed=0)
+    monkeypatch.setattr(
+        layer_change,
+        "response_drift",
+        lambda before, after, batches, layers: {
+            name: torch.full((6,), float(name.endswith("last"))) for name in layers
+        },
+    )
+    progress = learn(CriticalLayer("multi"), network, make_sequence())
+    assert list(progress.memory) == ["features.first"]

@@ -394,3 +394,25 @@ def test_optimizers():
     assert build_optimizer("sgd", weights, **settings).defaults["momentum"] == 0.5
     with pytest.raises(ValueError, match="lion"):
         build_optimizer("lion", weights, **settings)
+
+
+def test_dropout_draws_the_same_whatever_ran_before_and_where_it_goes_on(make_batches, same_bits):
+    config = TrainingConfig(epochs=3, lr=0.02, batch_size=4, padding=0)
+    states = []
+
+    def make():
+        torch.manual_seed(0)
+        layers = [torch.nn.Conv2d(3, 4, 5, 4), torch.nn.Flatten(), torch.nn.Dropout(0.5)]
+        return torch.nn.Sequential(*layers, torch.nn.Linear(196, 2))
+
+    whole = make()
+    torch.manual_seed(7)
+    before = torch.get_rng_state()
+    train(whole, make_batches(), config, on_epoch=lambda state: states.append(copy.deepcopy(state)))
+    assert torch.equal(torch.get_rng_state(), before)
+    resumed = make()
+    torch.manual_seed(8)
+    train(resumed, make_batches(), config, resume=states[0])
+    assert same_bits(whole.state_dict(), resumed.state_dict())
+    rows = [row["train_loss"] for row in states[-1].history]
+    assert len(set(rows)) == 3
