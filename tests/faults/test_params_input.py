@@ -109,14 +109,18 @@ def wrong_list(node: dict[str, Any]) -> SearchStrategy[Any]:
     return st.one_of(choices)
 
 
-def wrong_entry(_: dict[str, Any]) -> SearchStrategy[Any]:
+def wrong_entry(node: dict[str, Any]) -> SearchStrategy[Any]:
     entries = st.dictionaries(st.sampled_from(["pct", "strength", "zzz", "é"]), ODD, min_size=1)
+    if node["additionalProperties"]["type"] == "array":  # of grids, of which there may be none
+        return not_of("section") | entries
     return not_of("section") | entries | st.just({})
 
 
 def wrong(node: dict[str, Any]) -> SearchStrategy[Any]:
     if "anyOf" in node:
-        node = node["anyOf"][0] | {"default": None}
+        first, *others = node["anyOf"]
+        fine = [PYTHON[other["type"]] for other in others]
+        return wrong(first | {"default": None}).filter(lambda value: type(value) not in fine)
     kinds = {
         "integer": wrong_number,
         "number": wrong_number,
@@ -126,6 +130,9 @@ def wrong(node: dict[str, Any]) -> SearchStrategy[Any]:
         "boolean": lambda _: not_of("bool"),
     }
     return kinds[node["type"]](node)
+
+
+PYTHON = {"null": type(None), "array": list}
 
 
 def nested(keys: tuple[str, ...], value: Any) -> dict[str, Any]:
