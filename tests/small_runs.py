@@ -6,10 +6,17 @@ import pytest
 import torch
 
 from permafrost.evaluation import Accuracy
-from permafrost.experiment import RunInputs, first_lesson, knowledge_name, new_network, train_run
+from permafrost.experiment import (
+    RunInputs,
+    knowledge_name,
+    new_network,
+    run_settings,
+    train_run,
+)
 from permafrost.params import Params
 from permafrost.plan import grids, sweep_runs
 from permafrost.ranking.method import frozen_masks
+from permafrost.runs.knowledge import first_lesson
 from permafrost.runs.outcome import Outcome, accuracy_facts
 from permafrost.runs.spec import RunSpec
 from permafrost.runs.store import RunRequest
@@ -39,7 +46,7 @@ def make_knowledge(params, sequence, network):
     """Return what stage consolidate writes."""
     watched = common_parameters(network, "shared", 1)
     integral = {name: torch.full_like(value, 0.01) for name, value in watched.items()}
-    lesson = first_lesson(params, 0, sequence, network, integral, CPU)
+    lesson = first_lesson(run_settings(params, CPU), 0, sequence, network, integral, CPU)
     made = {knowledge_name(strategy): strategy.knowledge for strategy in STRATEGIES.values()}
     return {
         f"{name}/{entry}": value.contiguous()

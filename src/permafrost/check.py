@@ -18,9 +18,9 @@ from permafrost.interrupted import tell_interrupted
 from permafrost.names import load_checked
 from permafrost.params import Params
 from permafrost.paths import project_root
-from permafrost.registry import CUSTOM
+from permafrost.registry import CUSTOM, find_custom
 from permafrost.rehearsal import rehearse
-from permafrost.stages.shared import PARAMS, TASKS, VERSION, find_custom, seed_file
+from permafrost.stages.shared import PARAMS, TASKS, VERSION, seed_file
 from permafrost.stages.split import make_tasks
 from permafrost.stages.workspace import prepare_device
 from permafrost.tensors import load_tasks

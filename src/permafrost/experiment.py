@@ -29,16 +29,7 @@ from permafrost.runs.outcome import OnEpoch, Outcome
 from permafrost.runs.spec import RunSpec, Settings
 from permafrost.runs.store import RunRequest, RunStore
 from permafrost.shown import shown_params, shown_training
-from permafrost.strategies import (
-    INTEGRAL,
-    STRATEGIES,
-    Keep,
-    Lesson,
-    Memory,
-    Progress,
-    Strategy,
-    ranked,
-)
+from permafrost.strategies import STRATEGIES, Keep, Memory, Progress, Strategy, ranked
 from permafrost.training import TrainingConfig, part_of, resolve_precision
 
 
@@ -78,10 +69,8 @@ class RunInputs:
 Masks = Mapping[str, Tensor]
 
 
-def new_network(
-    params: Params, seed: int, weights: Mapping[str, Tensor] | None = None
-) -> TaskNetwork:
-    """Build the network of a seed, untrained but for the weights that its body begins with."""
+def new_network(params: Params, seed: int) -> TaskNetwork:
+    """Build the network of a seed, untrained, for weights to be loaded into."""
     model = params.model
     return build_network(
         model.arch,
@@ -90,7 +79,6 @@ def new_network(
         image_size=params.split.height_and_width,
         width=model.width,
         batch_norm=model.batch_norm,
-        weights=weights,
     )
 
 
@@ -185,45 +173,6 @@ def train_first_task(
         return first_task.learn_first(settings, seed, tasks, device, progress, after_epoch)
 
     return store.obtain(request, train, on_epoch)
-
-
-def first_lesson(
-    params: Params,
-    seed: int,
-    tasks: TaskSequence,
-    network: TaskNetwork,
-    integral: Memory,
-    device: torch.device,
-) -> Lesson:
-    """Return the lesson that the first task was, to make what methods need of it.
-
-    Parameters
-    ----------
-    params : Params
-        All parameters.
-    seed : int
-        Of the training.
-    tasks : TaskSequence
-        The images.
-    network : TaskNetwork
-        After the first task.
-    integral : dict of str to Tensor
-        The path integral that its training recorded.
-    device : torch.device
-        Where to compute.
-    """
-    return Lesson(
-        network=network,
-        learned=0,
-        sequence=tasks,
-        config=training_config(params, device),
-        head="shared",  # under every head mode the first head answers
-        seed=seed,
-        device=device,
-        keep=keep_config(params),
-        memory={f"{INTEGRAL}{name}": value.to(device) for name, value in integral.items()},
-        start=new_network(params, seed, first_weights(params)).state_dict(),
-    )
 
 
 def knowledge_name(strategy: type[Strategy]) -> str | None:

@@ -17,6 +17,7 @@ from permafrost.artifacts import load_record
 from permafrost.errors import InputError
 from permafrost.experiment import shown_params, shown_training
 from permafrost.params import Params, validate_params
+from permafrost.registry import find_custom
 from permafrost.runs.spec import RunSpec
 from permafrost.runs.store import run_record
 from permafrost.stages.shared import (
@@ -26,7 +27,6 @@ from permafrost.stages.shared import (
     SWEEP,
     TRIALS,
     VARIANT,
-    find_custom,
     variant_pictures,
 )
 from permafrost.tracking import RunRecord

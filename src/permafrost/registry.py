@@ -151,6 +151,12 @@ def own_module(name: str, wanted: str) -> ModuleType:
     return module
 
 
+def find_custom(root: Path) -> None:
+    """Let a user's own things be imported from a project's folder."""
+    if str(root) not in sys.path:
+        sys.path.append(str(root))
+
+
 def custom_sources() -> dict[str, str]:
     """Read the files of the project's ``custom`` folder, as :func:`read_sources` does."""
     return read_sources(CUSTOM, CUSTOM.name)

@@ -15,7 +15,6 @@ from permafrost.data import Batches, LabeledImages, Task, TaskSequence
 from permafrost.errors import InputError, printable
 from permafrost.experiment import (
     explain_config,
-    first_lesson,
     new_network,
     run_settings,
     run_strategy,
@@ -28,6 +27,7 @@ from permafrost.plan import grids, heads, sweep_runs
 from permafrost.ranking import Evidence, needs_images, needs_maps, network_evidence
 from permafrost.ranking.method import frozen_masks, order_layers, show_images
 from permafrost.runs import first_task, further_tasks
+from permafrost.runs.knowledge import first_lesson
 from permafrost.runs.outcome import Outcome
 from permafrost.runs.spec import RunSpec
 from permafrost.strategies import STRATEGIES, Memory
@@ -174,11 +174,11 @@ class _Rehearsal:
             _, orders = order_layers("random", evidence, explain_config(params))
             masks = frozen_masks(orders, spec.pct or 0)
         strategy = run_strategy(params, spec, masks)
+        settings, first = run_settings(params, _CPU), self.outcome.weights
         memory: Memory = {}
         if make := STRATEGIES[spec.strategy].knowledge:
             kept = self.outcome.kept
-            memory = make(first_lesson(params, seed, tasks, self.network, kept, _CPU))
-        settings, first = run_settings(params, _CPU), self.outcome.weights
+            memory = make(first_lesson(settings, seed, tasks, self.network, kept, _CPU))
         further_tasks.learn_further(
             settings, strategy, seed, tasks, first, memory, _CPU, None, lambda _: None
         )

@@ -2,6 +2,7 @@
 
 from permafrost.data.batches import Batches, normalize
 from permafrost.data.datasets import DATASETS, dataset, load_dataset
+from permafrost.data.from_python import tasks_from_dataset, tasks_from_tensors
 from permafrost.data.images import ImageDataset, LabeledImages, resize
 from permafrost.data.tasks import Normalization, Task, TaskSequence, split_tasks
 
@@ -18,4 +19,6 @@ __all__ = [
     "normalize",
     "resize",
     "split_tasks",
+    "tasks_from_dataset",
+    "tasks_from_tensors",
 ]

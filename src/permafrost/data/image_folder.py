@@ -236,9 +236,7 @@ def _read_image(path: Path, size: tuple[int, int]) -> tuple[np.ndarray, int | No
             # A large JPEG is decoded at a fraction of its size that is still at least twice ours.
             image.draft(None, (2 * width, 2 * height))
             with _one_large_image if image.width * image.height > _LARGE else nullcontext():
-                rgb, peak = _to_rgb(image)
-                # Crops in the resampling itself: no huge strip is made of a long, thin image.
-                cropped = ImageOps.fit(rgb, (width, height), Image.Resampling.BILINEAR)
+                return prepare_picture(image, size)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise InputError(
             f"split.root: {str(path)!r} has too many pixels; allowed: {Image.MAX_IMAGE_PIXELS}"
@@ -248,10 +246,38 @@ def _read_image(path: Path, size: tuple[int, int]) -> tuple[np.ndarray, int | No
             f"split.root: {str(path)!r} is no image that can be read ({one_line(error)}); "
             f"allowed: whole files in {', '.join(IMAGE_FORMATS)}"
         ) from error
+
+
+def prepare_picture(image: Image.Image, size: tuple[int, int]) -> tuple[np.ndarray, int | None]:
+    """Scale a picture until it covers a size, and crop what sticks out; as :func:`image_folder`.
+
+    Parameters
+    ----------
+    image : Image
+        Of Pillow; turned as its EXIF says.
+    size : (int, int)
+        Height and width, in pixels.
+
+    Returns
+    -------
+    prepared : array of uint8, shape (3, height, width)
+        In RGB.
+    peak : int or None
+        The largest sample of its colours if it has 16 bits.
+
+    Raises
+    ------
+    ValueError
+        If its pixels have an unknown range.
+    """
+    height, width = size
+    rgb, peak = _to_rgb(image)
+    # Crops in the resampling itself: no huge strip is made of a long, thin image.
+    cropped = ImageOps.fit(rgb, (width, height), Image.Resampling.BILINEAR)
     return np.asarray(cropped).transpose(2, 0, 1), peak
 
 
-def _to_rgb(image: ImageFile.ImageFile) -> tuple[Image.Image, int | None]:
+def _to_rgb(image: Image.Image) -> tuple[Image.Image, int | None]:
     """Return an image upright in RGB, and the largest sample of its colours if it has 16 bits."""
     if image.mode == "F":
         raise ValueError("floating-point pixels, whose range is unknown")
@@ -267,7 +293,7 @@ def _to_rgb(image: ImageFile.ImageFile) -> tuple[Image.Image, int | None]:
     return upright.convert("RGB"), peak
 
 
-def _peak_of_colours(image: ImageFile.ImageFile, upright: Image.Image) -> int:
+def _peak_of_colours(image: Image.Image, upright: Image.Image) -> int:
     """Return the largest sample of 16-bit colours, as far as Pillow's eight bits tell."""
     brightest = int(np.asarray(upright)[..., :3].max())
     if image.format == "PPM":  # rounded
@@ -275,9 +301,13 @@ def _peak_of_colours(image: ImageFile.ImageFile, upright: Image.Image) -> int:
     return 256 * brightest + 255  # cut off
 
 
-def _stored_samples(image: ImageFile.ImageFile) -> tuple[str, bool]:
-    """Return Pillow's name of the samples in the file (``L;2``), and if they may be 0..65535."""
-    arguments = image.tile[0].args if image.tile else ""
+def _stored_samples(image: Image.Image) -> tuple[str, bool]:
+    """Return Pillow's name of the samples in the file (``L;2``), and if they may be 0..65535.
+
+    An image that was made in memory, or is read already, does not know.
+    """
+    tiles = image.tile if isinstance(image, ImageFile.ImageFile) else []
+    arguments = tiles[0].args if tiles else ""
     if not isinstance(arguments, tuple):
         arguments = (arguments,)
     stored = str(arguments[0]) if arguments else ""
@@ -294,9 +324,7 @@ def _scale_transparent_level(image: Image.Image, stored: str, wide: bool) -> Non
         image.info["transparency"] = level * _GREY_STEP[stored]
 
 
-def _grey_to_rgb(
-    image: ImageFile.ImageFile, stored: str, wide: bool
-) -> tuple[Image.Image, int | None]:
+def _grey_to_rgb(image: Image.Image, stored: str, wide: bool) -> tuple[Image.Image, int | None]:
     """Return grey of 12 or 16 bits, with black where it is transparent."""
     tags = image.tag_v2 if isinstance(image, TiffImageFile) else {}
     if tags and (image.mode == "I" or tags.get(SAMPLEFORMAT, (1,))[0] != 1):

@@ -54,6 +54,12 @@ class TaskSequence:
     tasks: tuple[Task, ...]
     normalization: Normalization
 
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Return height and width of the images, in pixels."""
+        height, width = self.tasks[0].train.images.shape[2:]
+        return height, width
+
 
 def split_tasks(
     dataset: ImageDataset,
@@ -114,7 +120,7 @@ def split_tasks(
     else:
         labels = _named(dataset.class_names, classes)
     divided = tuple(_make_task(dataset, task, validation, test_share) for task in labels)
-    return TaskSequence(divided, _statistics(divided[0].train.images))
+    return TaskSequence(divided, statistics(divided[0].train.images))
 
 
 def _check_parameters(
@@ -214,8 +220,8 @@ def _gather(data: LabeledImages, classes: list[np.ndarray]) -> LabeledImages:
     return LabeledImages(images, torch.arange(len(classes)).repeat_interleave(counts))
 
 
-def _statistics(images: Tensor) -> Normalization:
-    """Return the statistics over images and positions.
+def statistics(images: Tensor) -> Normalization:
+    """Return the statistics over images and positions, of uint8 images (N, 3, H, W).
 
     The deviation is the population's. A channel that never changes has deviation 0, with which no
     image could be divided: it gets 1.

@@ -1,11 +1,12 @@
 """How the first task is learned: plainly, with what every strategy needs of it recorded."""
 
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 import torch
 
 from permafrost.data import TaskSequence
+from permafrost.runs.description import Description
 from permafrost.runs.network import new_network
 from permafrost.runs.outcome import OnEpoch, Outcome, accuracy_facts
 from permafrost.runs.spec import Settings
@@ -64,5 +65,10 @@ def learn_first(
     watched = common_parameters(network, "shared", learned=1)
     recorder = _Recorded("shared", PathIntegral(watched))
     learner.learn_task(network, recorder, progress, after_epoch)
-    kept = recorder.integral.tensors
-    return Outcome(accuracy_facts(progress), network.state_dict(), progress.seconds, kept)
+    return Outcome(
+        accuracy_facts(progress),
+        network.state_dict(),
+        progress.seconds,
+        recorder.integral.tensors,
+        asdict(Description.of(settings, tasks, learned=1)),
+    )

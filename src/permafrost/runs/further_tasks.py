@@ -1,6 +1,7 @@
 """How further tasks are learned by a strategy, from the first task's weights."""
 
 import copy
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from permafrost.errors import NotFiniteError
 from permafrost.evaluation.drift import mean_drift, response_drift
 from permafrost.explain import conv_layers
 from permafrost.models import TaskNetwork
+from permafrost.runs.description import Description
 from permafrost.runs.network import new_network
 from permafrost.runs.outcome import OnEpoch, Outcome, accuracy_facts
 from permafrost.runs.spec import Settings
@@ -75,7 +77,10 @@ def learn_further(
     except NotFiniteError as error:
         facts = {"error": str(error), "history": progress.history + progress.training.history}
     seconds = progress.seconds + progress.training.seconds
-    return Outcome(facts, network.state_dict(), seconds)
+    description = Description.of(
+        settings, tasks, learned=progress.learned, head=strategy.head, strategy=type(strategy)
+    )
+    return Outcome(facts, network.state_dict(), seconds, about=asdict(description))
 
 
 def _facts(

@@ -7,12 +7,11 @@ from permafrost.runs.spec import Settings
 
 def new_network(settings: Settings, tasks: TaskSequence, seed: int) -> TaskNetwork:
     """Build the untrained network of a seed."""
-    height, width = tasks.tasks[0].train.images.shape[2:]
     return build_network(
         settings.arch,
         classes=[len(task.classes) for task in tasks.tasks],
         seed=seed,
-        image_size=(height, width),
+        image_size=tasks.image_size,
         width=settings.width,
         batch_norm=settings.batch_norm,
         weights=settings.weights,

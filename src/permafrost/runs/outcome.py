@@ -25,12 +25,15 @@ class Outcome:
         How long the epochs took, through all interruptions.
     kept : dict of str to Tensor
         What else is kept.
+    about : dict
+        A :class:`Description` of the network, as JSON holds it: it is stored with the weights.
     """
 
     facts: dict[str, Any]
     weights: dict[str, Tensor]
     seconds: float
     kept: dict[str, Tensor] = field(default_factory=dict)
+    about: dict[str, Any] = field(default_factory=dict)
 
 
 def accuracy_facts(progress: Progress) -> dict[str, Any]:

@@ -206,7 +206,7 @@ class RunStore(StoredRuns):
         self, key: str, record: dict[str, Any], outcome: Outcome, made_on: dict[str, str]
     ) -> None:
         folder = self.folder / key
-        save_tensors(folder / MODEL, outcome.weights)
+        save_tensors(folder / MODEL, outcome.weights, outcome.about)
         save_tensors(folder / KEPT, outcome.kept)
         result = {"record": record, "seconds": round(outcome.seconds, 3), "machine": made_on}
         # Written last: a run is whole if and only if this file exists.

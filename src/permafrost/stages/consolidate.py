@@ -4,7 +4,8 @@ import time
 
 from torch import Tensor
 
-from permafrost.experiment import first_lesson, knowledge_name
+from permafrost.experiment import knowledge_name, run_settings
+from permafrost.runs.knowledge import first_lesson
 from permafrost.stages.shared import INTEGRALS, KNOWLEDGE, TASKS, note_seconds, seed_file
 from permafrost.stages.workspace import open_workspace
 from permafrost.strategies import STRATEGIES
@@ -16,7 +17,7 @@ def run(seed: int) -> None:
     with open_workspace("consolidate", seed) as workspace:
         integral, _ = load_tensors(seed_file(INTEGRALS, seed))
         lesson = first_lesson(
-            workspace.params,
+            run_settings(workspace.params, workspace.device),
             seed,
             load_tasks(seed_file(TASKS, seed)),
             workspace.first_network(seed),

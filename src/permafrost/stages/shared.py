@@ -2,7 +2,6 @@
 
 import re
 import shutil
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,6 +23,7 @@ from permafrost.errors import InputError, printable
 from permafrost.params import Params, load_params
 from permafrost.paths import project_root
 from permafrost.processes import project_lock
+from permafrost.registry import find_custom
 from permafrost.source import PACKAGE, PACKAGE_CODE, code_digest
 
 PARAMS = Path("params.yaml")
@@ -114,12 +114,6 @@ def read_params() -> Params:
     """Read params.yaml; a user's own metrics are found from the project's folder."""
     find_custom(Path.cwd())
     return load_params(PARAMS)
-
-
-def find_custom(root: Path) -> None:
-    """Let a user's own metrics be imported from a project's folder."""
-    if str(root) not in sys.path:
-        sys.path.append(str(root))
 
 
 @contextmanager

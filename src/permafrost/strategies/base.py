@@ -259,6 +259,11 @@ class Strategy:
         del task, memory
         return network
 
+    @classmethod
+    def needs_memory(cls) -> bool:
+        """Return whether the network answers only with what the strategy keeps."""
+        return cls.network_for is not Strategy.network_for
+
     def frozen(self, network: TaskNetwork, memory: Memory) -> dict[str, Tensor]:
         """Return the filters that were frozen while the last task was learned, by layer.
 
