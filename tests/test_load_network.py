@@ -1,12 +1,14 @@
 """Stored networks, loaded to answer again: as they were trained, for each head and task."""
 
 import re
+import sys
 
 import pytest
 import torch
 from PIL import Image
 
 import permafrost
+from permafrost import registry
 from permafrost.data import normalize
 from permafrost.data.image_folder import image_folder
 from permafrost.errors import DamagedError, InputError
@@ -141,9 +143,15 @@ def small(width):
 """
 
 
-def test_a_users_own_network(learned, write_own):
+def test_a_users_own_network_is_found_where_the_file_lies(learned, write_own, monkeypatch):
     module = write_own(OWN)
     tasks, result, path = learned(network=f"{module}:small")
+    # As in a new process, elsewhere.
+    monkeypatch.chdir("/")
+    monkeypatch.setattr(sys, "path", [place for place in sys.path if place != str(path.parent)])
+    monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setattr(registry, "_snapshots", {})
     network = permafrost.load_network(path, 2)
+    assert module in sys.modules
     images = normalize(tasks.tasks[1].test.images, tasks.normalization)
     assert torch.equal(network(images), result.network.view("shared", 1, 2)(images))

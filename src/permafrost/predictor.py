@@ -109,8 +109,8 @@ def load_network(path: str | Path, task: int | None = None) -> Predictor:
     ----------
     path : str or Path
         A file of ``models/train_first`` or ``models/train_second``, or one that
-        :meth:`permafrost.Learned.save` wrote. A user's own network, ``module:function``, is found
-        in the folder ``custom`` of the current folder, or else of the nearest that holds the file.
+        :meth:`permafrost.Learned.save` wrote. A user's own network in ``custom`` is found where the
+        project holds the file, or is the current folder.
     task : int, optional
         For which task to answer, from 1. Needed where several are learned, but for an expanding
         head: that tells the classes of all learned tasks apart, and needs none.
@@ -193,8 +193,7 @@ def _network(path: Path, description: Description, tensors: dict[str, Tensor]) -
 
 
 def _find_own(path: Path) -> None:
-    """Let a user's own network be imported from the folder ``custom`` that is nearest."""
-    for folder in (Path.cwd(), *path.resolve().parents):
+    """Let a user's own network be imported from the projects that hold the file, or this folder."""
+    for folder in (*path.resolve().parents, Path.cwd()):
         if (folder / CUSTOM).is_dir():
             find_custom(folder)
-            return
