@@ -12,7 +12,7 @@ from permafrost.artifacts import write_atomically
 from permafrost.data import DATASETS, TaskSequence
 from permafrost.dvc_notes import check_notes
 from permafrost.errors import InputError, printable
-from permafrost.experiment import weights_digest
+from permafrost.first_weights import weights_digest
 from permafrost.images import images_digest, images_root, note_inputs
 from permafrost.interrupted import tell_interrupted
 from permafrost.names import load_checked

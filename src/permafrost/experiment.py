@@ -8,20 +8,17 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from permafrost.artifacts import file_digest
 from permafrost.data import TaskSequence
-from permafrost.errors import InputError
 from permafrost.explain import SALIENCY_METHODS
+from permafrost.first_weights import first_weights, weights_digest
 from permafrost.machine import machine_identity
-from permafrost.models import NETWORKS, TaskNetwork, build_network, read_weights
+from permafrost.models import NETWORKS, TaskNetwork, build_network
 from permafrost.params import Params
-from permafrost.paths import project_root
 from permafrost.ranking import CRITERIA, filters_of
 from permafrost.ranking.method import ExplainConfig
 from permafrost.runs import first_task, further_tasks
@@ -80,31 +77,6 @@ def new_network(params: Params, seed: int) -> TaskNetwork:
         width=model.width,
         batch_norm=model.batch_norm,
     )
-
-
-def first_weights(params: Params) -> dict[str, Tensor] | None:
-    """Read the weights that networks begin with, if ``model.weights`` names a file."""
-    path = weights_path(params)
-    return None if path is None else read_weights(path)
-
-
-def weights_path(params: Params) -> Path | None:
-    """Return the file of the weights that networks begin with; relative to the project."""
-    return None if params.model.weights is None else project_root() / params.model.weights
-
-
-def weights_digest(params: Params) -> str | None:
-    """Hash the file of the weights that networks begin with.
-
-    Raises
-    ------
-    InputError
-        If it is not there.
-    """
-    path = weights_path(params)
-    if path is not None and not path.is_file():
-        raise InputError(f"model.weights: {path} is not there")
-    return None if path is None else file_digest(path)
 
 
 def training_config(params: Params, device: torch.device) -> TrainingConfig:

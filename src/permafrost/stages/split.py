@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from permafrost.data import TaskSequence, load_dataset, split_tasks
-from permafrost.experiment import weights_digest
+from permafrost.first_weights import weights_digest
 from permafrost.images import images_digest, images_root, note_inputs
 from permafrost.params import Params
 from permafrost.paths import project_root
