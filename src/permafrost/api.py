@@ -86,7 +86,7 @@ def learn(
     tasks : TaskSequence
         Of :func:`tasks_from_dataset` or :func:`tasks_from_tensors`.
     network : str
-        ``vgg11`` to ``vgg19``, ``torchvision:NAME``, or a user's own, ``module:function``, which is
+        A name in ``NETWORKS``, ``torchvision:NAME``, or a user's own, ``module:function``, which is
         installed or lies in ``custom`` of the current folder.
     strategy : str
         A name in ``STRATEGIES``, or ``module:Class``.

@@ -25,7 +25,7 @@ def _show(axis: Any, image: Tensor, title: str = "", **options: Any) -> None:
 
 def _class_title(name: str) -> str:
     short = cut(name, _NAME_SHOWN)
-    separator = "\n" if len(short) > 10 else " "
+    separator = "\n" if len(short) > 8 else " "
     return f"class map:{separator}{short}"
 
 
