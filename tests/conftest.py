@@ -44,7 +44,7 @@ from project import Project
 
 WORKFLOWS = {"project", "undisturbed", "before_sweep"}  # fixtures that have run a whole one
 LONGEST = (
-    *("test_kill.py", "test_disk.py", "test_pipeline.py", "test_stages.py"),
+    *("test_kill.py", "test_disk.py", "test_clone.py", "test_pipeline.py", "test_stages.py"),
     *("test_three_tasks.py", "test_extend.py", "test_unequal_tasks.py"),
 )
 
