@@ -6,6 +6,7 @@ from permafrost.source import PACKAGE_SOURCES, foreign, reach_digest, reached, r
 
 FURTHER = "permafrost.runs.further_tasks"
 FIRST = "permafrost.runs.first_task"
+VGG = "permafrost.models.vgg"
 
 
 def strategy(name):
@@ -32,18 +33,20 @@ CODE = "\n\ndef added() -> int:\n    return 1\n"
         "permafrost.strategies.fisher",
         "permafrost.data.batches",
         "permafrost.models.vgg",
+        "permafrost.models.networks",
         "permafrost.evaluation.accuracy",
         "permafrost.seeding",
     ],
 )
 def test_what_a_run_reaches_changes_its_hash(edited):
-    roots = (FURTHER, strategy("ewc"))
+    roots = (FURTHER, strategy("ewc"), VGG)
     assert digest_after({edited: CODE}, *roots) != digest_after({}, *roots)
 
 
 @pytest.mark.parametrize(
     "edited",
     [
+        "permafrost.models.torchvision_networks",
         "permafrost.strategies.lwf",
         "permafrost.strategies.si",
         "permafrost.strategies.joint",
@@ -62,7 +65,7 @@ def test_what_a_run_reaches_changes_its_hash(edited):
     ],
 )
 def test_what_a_run_does_not_reach_leaves_its_hash(edited):
-    roots = (FURTHER, strategy("ewc"))
+    roots = (FURTHER, strategy("ewc"), VGG)
     assert digest_after({edited: CODE}, *roots) == digest_after({}, *roots)
 
 

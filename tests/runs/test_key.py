@@ -5,9 +5,12 @@ import sys
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from permafrost import registry
+from permafrost.errors import InputError
 from permafrost.experiment import RunInputs, knowledge_name
+from permafrost.models import NETWORKS
 from permafrost.runs import key
 from permafrost.strategies import STRATEGIES
 from small_runs import (
@@ -74,11 +77,25 @@ def test_the_key_changes_with_the_inputs(inputs, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(torch, "__version__", "9.9")
         keys.append(key_of(FREEZE, inputs))
+    with monkeypatch.context() as patch:
+        patch.setattr(NETWORKS, "home", lambda name: "permafrost.models.torchvision_networks")
+        keys.append(key_of(FREEZE, inputs))
     assert len(set(keys)) == len(keys)
     assert key_of(FREEZE, inputs) == keys[0]
     # Joint training does not start from the first task's weights.
     other = dataclasses.replace(inputs, first_digest="another")
     assert key_of(joint, other, None) == key_of(joint, inputs, None)
+
+
+def test_the_key_changes_with_what_the_first_weights_hold(inputs, tmp_path):
+    file, keys = tmp_path / "weights.safetensors", [key_of(FREEZE, inputs)]
+    for value in (0.0, 1.0):
+        save_file({"0.weight": torch.tensor([value])}, file)
+        keys.append(key_of(FREEZE, inputs, model={"weights": str(file)}))
+    assert len(set(keys)) == 3
+    file.unlink()
+    with pytest.raises(InputError, match=r"^model\.weights: .*weights\.safetensors is not there"):
+        key_of(FREEZE, inputs, model={"weights": str(file)})
 
 
 def test_the_key_changes_with_what_the_strategy_needs(inputs):
