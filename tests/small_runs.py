@@ -13,6 +13,7 @@ from permafrost.experiment import (
     run_settings,
     train_run,
 )
+from permafrost.first_weights import FirstWeights
 from permafrost.params import Params
 from permafrost.plan import grids, sweep_runs
 from permafrost.ranking.method import frozen_masks
@@ -46,7 +47,8 @@ def make_knowledge(params, sequence, network):
     """Return what stage consolidate writes."""
     watched = common_parameters(network, "shared", 1)
     integral = {name: torch.full_like(value, 0.01) for name, value in watched.items()}
-    lesson = first_lesson(run_settings(params, CPU), 0, sequence, network, integral, CPU)
+    settings = run_settings(params, FirstWeights(), CPU)
+    lesson = first_lesson(settings, 0, sequence, network, integral, CPU)
     made = {knowledge_name(strategy): strategy.knowledge for strategy in STRATEGIES.values()}
     return {
         f"{name}/{entry}": value.contiguous()

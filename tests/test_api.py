@@ -20,6 +20,7 @@ from permafrost.experiment import (
     train_first_task,
     train_run,
 )
+from permafrost.first_weights import FirstWeights
 from permafrost.ranking.method import frozen_masks, rank_network
 from permafrost.runs.knowledge import first_lesson
 from permafrost.runs.spec import RunSpec
@@ -55,7 +56,8 @@ def workflow_row(store, tasks, spec, folder):
     made = STRATEGIES[spec.strategy]
 
     def read_knowledge():
-        lesson = first_lesson(run_settings(params, CPU), 0, tasks, network, integral, CPU)
+        settings = run_settings(params, FirstWeights(), CPU)
+        lesson = first_lesson(settings, 0, tasks, network, integral, CPU)
         name = knowledge_name(made)
         known = {f"{name}/{entry}": value for entry, value in made.knowledge(lesson).items()}
         save_tensors(folder / "known", known)

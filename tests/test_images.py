@@ -150,7 +150,10 @@ def test_clone_without_the_images(project: Project, outside: Path, tmp_path: Pat
 def test_data_sets_of_fixed_content_need_no_hash(project: Project, outside: Path) -> None:
     project.change({"split": {"dataset": "digits", "root": None}})
     check(project)
-    assert YAML(typ="safe").load(project.folder / "images.yaml") == {"sha256": None, "weights": None}
+    assert YAML(typ="safe").load(project.folder / "images.yaml") == {
+        "sha256": None,
+        "weights": None,
+    }
     project.run("git", "checkout", "-q", "--", ".")
 
 

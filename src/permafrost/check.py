@@ -10,6 +10,7 @@ from ruamel.yaml import YAML
 from permafrost import __version__
 from permafrost.artifacts import write_atomically
 from permafrost.data import DATASETS, TaskSequence
+from permafrost.devices import prepare_device, tell_cards_in_use, worker_devices
 from permafrost.dvc_notes import check_notes
 from permafrost.errors import InputError, printable
 from permafrost.first_weights import weights_digest
@@ -22,7 +23,6 @@ from permafrost.registry import CUSTOM, find_custom
 from permafrost.rehearsal import rehearse
 from permafrost.stages.shared import PARAMS, TASKS, VERSION, seed_file
 from permafrost.stages.split import make_tasks
-from permafrost.stages.workspace import prepare_device
 from permafrost.tensors import load_tasks
 from permafrost.training import resolve_precision
 
@@ -49,7 +49,8 @@ def check_all() -> str:
         print(interrupted, file=sys.stderr)
     _require_keys()
     _renew_version()
-    device = prepare_device(params)
+    device = prepare_device(params.runtime.device, params.runtime.threads)
+    tell_cards_in_use(worker_devices(device, params.sweep.workers))
     resolve_precision(params.train.precision, device)
     seeds = params.seeds if params.split.selection == "random" else params.seeds[:1]
     if _has_tasks_only(params, root):

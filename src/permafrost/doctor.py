@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from permafrost.artifacts import load_record
+from permafrost.devices import prepare_device
 from permafrost.errors import DamagedError, InputError
 from permafrost.machine import fingerprint
 from permafrost.paths import cached_files, project_root
@@ -20,14 +21,15 @@ from permafrost.stages.shared import (
     TRIALS,
     read_params,
 )
-from permafrost.stages.workspace import prepare_device
 from permafrost.tensors import load_tensors
 from permafrost.variants import variant_files
 
 
 def describe_machine() -> str:
     """Return what could make another machine's results differ, a line each."""
-    device = prepare_device(read_params())  # sets the threads and what makes PyTorch deterministic
+    runtime = read_params().runtime
+    # Sets the threads and what makes PyTorch deterministic.
+    device = prepare_device(runtime.device, runtime.threads)
     facts = {"device": device.type} | fingerprint()
     width = max(len(name) for name in facts)
     return "\n".join(f"{name:{width}}  {value}" for name, value in facts.items())

@@ -7,7 +7,8 @@ that :mod:`permafrost.runs.store` can key, store and resume.
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from permafrost.data import TaskSequence
 from permafrost.explain import SALIENCY_METHODS
-from permafrost.first_weights import first_weights, weights_digest
+from permafrost.first_weights import FirstWeights, first_weights, weights_path
 from permafrost.machine import machine_identity
 from permafrost.models import NETWORKS, TaskNetwork, build_network
 from permafrost.params import Params
@@ -24,7 +25,7 @@ from permafrost.ranking.method import ExplainConfig
 from permafrost.runs import first_task, further_tasks
 from permafrost.runs.outcome import OnEpoch, Outcome
 from permafrost.runs.spec import RunSpec, Settings
-from permafrost.runs.store import RunRequest, RunStore
+from permafrost.runs.store import RunRequest, RunStore, Train
 from permafrost.shown import shown_params, shown_training
 from permafrost.strategies import STRATEGIES, Keep, Memory, Progress, Strategy, ranked
 from permafrost.training import TrainingConfig, part_of, resolve_precision
@@ -46,6 +47,8 @@ class RunInputs:
         Hash of their file.
     read_knowledge : callable
         Returns what stage consolidate wrote; only some methods need it.
+    weights : FirstWeights
+        What the network began with.
     kind : {"cell", "trial"}
         ``trial``: the tasks' test images are replaced by their validation images.
     """
@@ -55,12 +58,20 @@ class RunInputs:
     first: dict[str, Tensor]
     first_digest: str
     read_knowledge: Callable[[], Memory]
+    weights: FirstWeights = field(default_factory=FirstWeights)
     kind: str = "cell"
 
     def on_validation(self) -> "RunInputs":
         """Return the inputs with validation images in the place of the test images."""
         tasks = tuple(replace(task, test=task.validation) for task in self.tasks.tasks)
         return replace(self, tasks=replace(self.tasks, tasks=tasks), kind="trial")
+
+    def by_content(self, strategy: type[Strategy]) -> "RunInputs":
+        """Return the inputs with what a strategy needs of them read, to be sent elsewhere."""
+        name = knowledge_name(strategy)
+        known = {} if name is None else self.read_knowledge()
+        held = {entry: value for entry, value in known.items() if entry.startswith(f"{name}/")}
+        return replace(self, read_knowledge=partial(dict, held))
 
 
 Masks = Mapping[str, Tensor]
@@ -95,11 +106,11 @@ def keep_config(params: Params) -> Keep:
     return Keep(**params.consolidate.model_dump())
 
 
-def run_settings(params: Params, device: torch.device) -> Settings:
+def run_settings(params: Params, weights: FirstWeights, device: torch.device) -> Settings:
     """Return how every run is done on a device."""
     return Settings(
         **params.model.model_dump(exclude={"head", "weights"}),
-        weights=first_weights(params),
+        weights=weights.tensors,
         train=training_config(params, device),
         keep=keep_config(params),
     )
@@ -132,11 +143,12 @@ def train_first_task(
     TrainingDiverged
         If the training diverges; nothing is stored of it.
     """
-    settings = run_settings(params, device)
+    weights = first_weights(weights_path(params))
+    settings = run_settings(params, weights, device)
     request = RunRequest(
         kind="first_task",
         name=f"first task seed {seed}",
-        identity=_common_identity(params, seed, tasks_digest, device),
+        identity=_common_identity(params, seed, tasks_digest, weights.digest, device),
         params={"seed": seed} | shown_training(params) | machine_of(params, device),
         code=(first_task.__name__, NETWORKS.home(params.model.arch)),
     )
@@ -171,6 +183,21 @@ def train_run(
     ----------
     store : RunStore
         Where runs lie.
+    params, spec, inputs, masks, device
+        As of :func:`request_run`.
+    on_epoch : callable, optional
+        Told the progress after each epoch.
+    """
+    return store.obtain(*request_run(params, spec, inputs, masks, device), on_epoch)
+
+
+def request_run(
+    params: Params, spec: RunSpec, inputs: RunInputs, masks: Masks | None, device: torch.device
+) -> tuple[RunRequest, Train]:
+    """Return what a run is, and what trains it.
+
+    Parameters
+    ----------
     params : Params
         All parameters.
     spec : RunSpec
@@ -181,13 +208,11 @@ def train_run(
         The filters to freeze before the second task; strategies that freeze ranked filters only.
     device : torch.device
         Where to train.
-    on_epoch : callable, optional
-        Told the progress after each epoch.
     """
     strategy = run_strategy(params, spec, masks)
     memory, knowledge_digest = _memory(strategy, inputs)
     request = _run_request(params, spec, inputs, masks, knowledge_digest, device)
-    settings = run_settings(params, device)
+    settings = run_settings(params, inputs.weights, device)
 
     def train(progress: Progress | None, after_epoch: OnEpoch) -> Outcome:
         return further_tasks.learn_further(
@@ -202,7 +227,7 @@ def train_run(
             after_epoch,
         )
 
-    return store.obtain(request, train, on_epoch)
+    return request, train
 
 
 def run_strategy(params: Params, spec: RunSpec, masks: Masks | None) -> Strategy:
@@ -225,12 +250,16 @@ def _memory(strategy: Strategy, inputs: RunInputs) -> tuple[Memory, str | None]:
 
 
 def _common_identity(
-    params: Params, seed: int, tasks_digest: str, device: torch.device
+    params: Params,
+    seed: int,
+    tasks_digest: str,
+    weights_digest: str | None,
+    device: torch.device,
 ) -> dict[str, Any]:
     return {
         "seed": seed,
         "tasks": tasks_digest,
-        "model": params.model.model_dump(exclude={"head"}) | {"weights": weights_digest(params)},
+        "model": params.model.model_dump(exclude={"head"}) | {"weights": weights_digest},
         "train": params.train.model_dump(exclude={"precision"}),  # as resolved, in machine
         "machine": machine_of(params, device),
     }
@@ -244,7 +273,8 @@ def _run_request(
     knowledge_digest: str | None,
     device: torch.device,
 ) -> RunRequest:
-    identity = _common_identity(params, spec.seed, inputs.tasks_digest, device) | asdict(spec)
+    digests = inputs.tasks_digest, inputs.weights.digest
+    identity = _common_identity(params, spec.seed, *digests, device) | asdict(spec)
     code = [further_tasks.__name__, NETWORKS.home(params.model.arch)]
     code.append(STRATEGIES.home(spec.strategy))
     if knowledge_digest is not None:

@@ -1,5 +1,7 @@
 """The file of weights that networks begin with, if ``model.weights`` names one."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
@@ -11,10 +13,35 @@ from permafrost.params import Params
 from permafrost.paths import project_root
 
 
-def first_weights(params: Params) -> dict[str, Tensor] | None:
-    """Read the weights that networks begin with, if ``model.weights`` names a file."""
-    path = weights_path(params)
-    return None if path is None else read_weights(path)
+@dataclass(frozen=True, eq=False)
+class FirstWeights:
+    """What networks begin with.
+
+    Attributes
+    ----------
+    tensors : mapping of str to Tensor, or None
+        Of the body by name; None where it is drawn at random.
+    digest : str or None
+        Hash of their file.
+    """
+
+    tensors: Mapping[str, Tensor] | None = None
+    digest: str | None = None
+
+
+def first_weights(path: Path | None) -> FirstWeights:
+    """Read the weights that networks begin with from their file, if there is one.
+
+    Raises
+    ------
+    InputError
+        If it is not there, or holds no weights.
+    """
+    return (
+        FirstWeights()
+        if path is None
+        else FirstWeights(digest=_digest(path), tensors=read_weights(path))
+    )
 
 
 def weights_path(params: Params) -> Path | None:
@@ -31,6 +58,10 @@ def weights_digest(params: Params) -> str | None:
         If it is not there.
     """
     path = weights_path(params)
-    if path is not None and not path.is_file():
+    return None if path is None else _digest(path)
+
+
+def _digest(path: Path) -> str:
+    if not path.is_file():
         raise InputError(f"model.weights: {path} is not there")
-    return None if path is None else file_digest(path)
+    return file_digest(path)

@@ -20,6 +20,7 @@ from permafrost.experiment import (
     run_strategy,
 )
 from permafrost.explain import conv_layers, saliency_maps, visualize_filters
+from permafrost.first_weights import first_weights, weights_path
 from permafrost.models import NETWORKS, TaskNetwork
 from permafrost.models.vgg import vgg16
 from permafrost.params import Params
@@ -29,7 +30,7 @@ from permafrost.ranking.method import frozen_masks, order_layers, show_images
 from permafrost.runs import first_task, further_tasks
 from permafrost.runs.knowledge import first_lesson
 from permafrost.runs.outcome import Outcome
-from permafrost.runs.spec import RunSpec
+from permafrost.runs.spec import RunSpec, Settings
 from permafrost.strategies import STRATEGIES, Memory
 
 T = TypeVar("T")
@@ -126,12 +127,10 @@ class _Rehearsal:
             Task(tuple(names), images, images, images) for names in short.split.classes or ()
         )
         few = replace(sequence, tasks=tasks)
-        seed = params.seeds[0]
+        seed, settings = params.seeds[0], _settings(short)
         outcome = _attempt(
             f"model.arch: {params.model.arch}",
-            lambda: first_task.learn_first(
-                run_settings(short, _CPU), seed, few, _CPU, None, lambda _: None
-            ),
+            lambda: first_task.learn_first(settings, seed, few, _CPU, None, lambda _: None),
         )
         network = new_network(short, seed)
         network.load_state_dict(outcome.weights)
@@ -174,7 +173,7 @@ class _Rehearsal:
             _, orders = order_layers("random", evidence, explain_config(params))
             masks = frozen_masks(orders, spec.pct or 0)
         strategy = run_strategy(params, spec, masks)
-        settings, first = run_settings(params, _CPU), self.outcome.weights
+        settings, first = _settings(params), self.outcome.weights
         memory: Memory = {}
         if make := STRATEGIES[spec.strategy].knowledge:
             kept = self.outcome.kept
@@ -200,6 +199,10 @@ def _shortened(params: Params) -> Params:
             ),
         }
     )
+
+
+def _settings(params: Params) -> Settings:
+    return run_settings(params, first_weights(weights_path(params)), _CPU)
 
 
 def _few(params: Params) -> LabeledImages:

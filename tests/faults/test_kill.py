@@ -77,6 +77,7 @@ def _killed(make_project, how, moment):
             break
         remove(project.folder)
         moment *= 0.8
+    assert (process.returncode == 0) == (how == "a worker")  # that is replaced
     if how != "DVC":  # its stage needs a moment to see that it is alone
         assert not project.processes()
     return project

@@ -38,7 +38,7 @@ def test_the_variant_is_one_of_the_sweeps_cells(tmp_path, monkeypatch, make_sequ
     assert {name: mask.tolist() for name, mask in masks.items()} == {
         name: mask.tolist() for name, mask in frozen_masks(orders, 0.5).items()
     }
-    inputs = run_inputs(0)
+    inputs = run_inputs(0, None)
     assert inputs.tasks_digest == file_digest(Path("data/tasks/0.safetensors"))
     assert inputs.first_digest == file_digest(Path("models/train_first/0.safetensors"))
     with pytest.raises(InputError, match=r"models/consolidate/0\.safetensors: not found"):

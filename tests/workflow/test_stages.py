@@ -7,6 +7,7 @@ import signal
 import socket
 import time
 import urllib.request
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -15,7 +16,9 @@ from ruamel.yaml import YAML
 
 from permafrost.artifacts import save_record
 from permafrost.errors import InputError
+from permafrost.jobs import RunJob
 from permafrost.plan import sweep_runs
+from permafrost.runs import key
 from permafrost.runs import store as runs
 from permafrost.stages import run_pool
 from permafrost.stages.run_pool import train_runs
@@ -294,11 +297,11 @@ def test_workers_of_other_code_than_their_stage_are_refused(
     project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(project.folder)
-    changed = "src/permafrost: was changed while its stage ran"
     with open_workspace("sweep") as workspace:
         specs = sweep_runs(workspace.params, read_choices(workspace.params))
-        monkeypatch.setattr(run_pool, "PACKAGE_CODE", "what the stage has imported")
-        with pytest.raises(InputError, match=changed):
+        stale = partial(RunJob, code="what the stage has imported")
+        monkeypatch.setattr(run_pool, "RunJob", stale)
+        with pytest.raises(InputError, match="src/permafrost: this code, or what is in custom"):
             train_runs(workspace, specs, "")
 
 
@@ -306,6 +309,7 @@ def test_workers_train_by_the_parameters_of_their_stage(
     project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(project.folder)
+    key._sources.cache_clear()  # of another folder's custom
     params = project.folder / "params.yaml"
     before = params.read_text()
     with open_workspace("sweep") as workspace:

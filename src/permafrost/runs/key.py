@@ -20,6 +20,11 @@ def _sources() -> dict[str, str]:
     return PACKAGE_SOURCES | custom_sources()
 
 
+def sources_digest() -> str:
+    """Hash the code that keys are made of: this package and ``custom``, as they were imported."""
+    return hashlib.sha256(json.dumps(_sources(), sort_keys=True).encode()).hexdigest()
+
+
 def code_identity(roots: Iterable[str]) -> dict[str, Any]:
     """Return what changes whenever the code that a run can reach does.
 

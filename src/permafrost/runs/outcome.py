@@ -1,7 +1,9 @@
 """What a run ends with: raw facts and weights."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
@@ -34,6 +36,14 @@ class Outcome:
     seconds: float
     kept: dict[str, Tensor] = field(default_factory=dict)
     about: dict[str, Any] = field(default_factory=dict)
+
+    def on_cpu(self) -> Outcome:
+        """Return it with its tensors on the CPU, to be sent where there may be no such device."""
+        weights, kept = (
+            {name: value.cpu() for name, value in tensors.items()}
+            for tensors in (self.weights, self.kept)
+        )
+        return replace(self, weights=weights, kept=kept)
 
 
 def accuracy_facts(progress: Progress) -> dict[str, Any]:

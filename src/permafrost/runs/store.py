@@ -79,6 +79,25 @@ class RunRequest:
         return result_key({"kind": self.kind, "identity": self.identity}, self.code)
 
 
+@dataclass(frozen=True, eq=False)
+class FinishedRun:
+    """A training that was done where the store is not; it can be pickled.
+
+    Attributes
+    ----------
+    request : RunRequest
+        Which run.
+    outcome : Outcome
+        What it has ended with.
+    made_on : dict
+        The machine's fingerprint.
+    """
+
+    request: RunRequest
+    outcome: Outcome
+    made_on: dict[str, str]
+
+
 class RunStore(StoredRuns):
     """The stored runs of one project.
 
@@ -127,6 +146,24 @@ class RunStore(StoredRuns):
             progress = self._unless_damaged(self._load_checkpoint, key)
             return self._train(request, key, train, progress, on_epoch)
 
+    def adopt(self, run: FinishedRun) -> dict[str, Any]:
+        """Store and log a run that was trained elsewhere, unless it is stored.
+
+        Returns
+        -------
+        dict
+            As of :meth:`obtain`.
+        """
+        key = run.request.key
+        with self.lock_or_wait(key, run.request.name):
+            stored = self._unless_damaged(self.load, key)
+            if stored is not None:
+                return with_row(stored | {"about": run.request.row})
+            record = self._complete(key, _begun(run.request, key), run.outcome, run.made_on)
+            self.tracker.write(run_record(record, run.made_on))
+            self._drop_checkpoint(key)
+            return with_row(record)
+
     def _unless_damaged(self, load: Callable[[str], Loaded | None], key: str) -> Loaded | None:
         """Load something of a run; one that is damaged is told and deleted, to be made again."""
         try:
@@ -144,14 +181,7 @@ class RunStore(StoredRuns):
         progress: Progress | None,
         on_epoch: OnEpoch | None,
     ) -> dict[str, Any]:
-        record = {
-            "key": key,
-            "kind": request.kind,
-            "name": request.name,
-            "params": request.params,
-            "about": request.row,
-        }
-        made_on = fingerprint()
+        record, made_on = _begun(request, key), fingerprint()
         with self.tracker.live(run_record(record, made_on)) as run:
             logged = _log_new_epochs(run, progress, 0)
 
@@ -162,10 +192,7 @@ class RunStore(StoredRuns):
                 if on_epoch:
                     on_epoch(progress)
 
-            outcome = train(progress, after_epoch)
-            # As it will be read back: JSON has lists only.
-            record |= json.loads(json.dumps(outcome.facts))
-            self._complete(key, record, outcome, made_on)
+            record = self._complete(key, record, train(progress, after_epoch), made_on)
             run.finish(run_record(record, made_on))
         self._drop_checkpoint(key)
         return with_row(record)
@@ -203,14 +230,18 @@ class RunStore(StoredRuns):
         return [run_record(result["record"], result["machine"]) for result in results]
 
     def _complete(
-        self, key: str, record: dict[str, Any], outcome: Outcome, made_on: dict[str, str]
-    ) -> None:
+        self, key: str, begun: dict[str, Any], outcome: Outcome, made_on: dict[str, str]
+    ) -> dict[str, Any]:
+        """Store what a training has ended with; return its record."""
         folder = self.folder / key
+        # As it will be read back: JSON has lists only.
+        record = begun | json.loads(json.dumps(outcome.facts))
         save_tensors(folder / MODEL, outcome.weights, outcome.about)
         save_tensors(folder / KEPT, outcome.kept)
         result = {"record": record, "seconds": round(outcome.seconds, 3), "machine": made_on}
         # Written last: a run is whole if and only if this file exists.
         save_record(self.result_path(key), result)
+        return record
 
     def _save_checkpoint(self, key: str, progress: Progress) -> None:
         tensors = {f"training/{name}": t for name, t in progress.training.tensors.items()}
@@ -248,6 +279,17 @@ class RunStore(StoredRuns):
             phase=about["phase"],
             seconds=about["seconds"],
         )
+
+
+def _begun(request: RunRequest, key: str) -> dict[str, Any]:
+    """Return the record of a run before it is trained."""
+    return {
+        "key": key,
+        "kind": request.kind,
+        "name": request.name,
+        "params": request.params,
+        "about": request.row,
+    }
 
 
 def with_row(record: dict[str, Any]) -> dict[str, Any]:

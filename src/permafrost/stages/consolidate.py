@@ -5,6 +5,7 @@ import time
 from torch import Tensor
 
 from permafrost.experiment import knowledge_name, run_settings
+from permafrost.first_weights import first_weights, weights_path
 from permafrost.runs.knowledge import first_lesson
 from permafrost.stages.shared import INTEGRALS, KNOWLEDGE, TASKS, note_seconds, seed_file
 from permafrost.stages.workspace import open_workspace
@@ -16,8 +17,9 @@ def run(seed: int) -> None:
     """Write what is needed of Fisher information, path integral, old answers and old images."""
     with open_workspace("consolidate", seed) as workspace:
         integral, _ = load_tensors(seed_file(INTEGRALS, seed))
+        weights = first_weights(weights_path(workspace.params))
         lesson = first_lesson(
-            run_settings(workspace.params, workspace.device),
+            run_settings(workspace.params, weights, workspace.device),
             seed,
             load_tasks(seed_file(TASKS, seed)),
             workspace.first_network(seed),

@@ -6,6 +6,7 @@ from permafrost.artifacts import load_record, require
 from permafrost.errors import InputError
 from permafrost.evaluation import accuracy_name
 from permafrost.experiment import train_run
+from permafrost.first_weights import weights_path
 from permafrost.params import Params
 from permafrost.ranking import mask_of
 from permafrost.stages.run_pool import run_inputs
@@ -41,7 +42,7 @@ def run(seed: int) -> None:
                 workspace.store,
                 params,
                 variant_spec(params, seed),
-                run_inputs(seed),
+                run_inputs(seed, weights_path(params)),
                 read_masks(seed, params),
                 workspace.device,
                 lambda _: advance(1),

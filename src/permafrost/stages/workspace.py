@@ -1,17 +1,17 @@
 """What stages that compute share: the device, the network and the stored trainings."""
 
-import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from permafrost.artifacts import file_digest, require, save_record, write_atomically
-from permafrost.errors import InputError
+from permafrost.devices import prepare_device, tell_cards_in_use, worker_devices
 from permafrost.experiment import new_network
 from permafrost.explain import conv_layers
 from permafrost.machine import machine_identity
@@ -45,6 +45,11 @@ class Workspace:
     device: torch.device
     store: RunStore
     began: float = field(default_factory=time.time)
+
+    @cached_property
+    def worker_devices(self) -> list[torch.device]:
+        """Return the device of each process that trains runs."""
+        return worker_devices(self.device, self.params.sweep.workers)
 
     def first_network(self, seed: int) -> TaskNetwork:
         """Return the network of a seed after its first task, on the device."""
@@ -93,11 +98,16 @@ class Workspace:
             As :func:`read_orders`, and if the ranking is of another network.
         """
         orders = {name: torch.tensor(order) for name, order in read_orders(seed, metric).items()}
-        layers = conv_layers(new_network(self.params, seed))
-        for name, layer in layers.items():
-            whole = name in orders and len(orders[name]) == layer.out_channels
+        for name, filters in self._filters.items():
+            whole = name in orders and len(orders[name]) == filters
             require(whole, seed_file(RANKS, seed), f"has no ranking of layer {name} by {metric}")
-        return {name: orders[name] for name in layers}
+        return {name: orders[name] for name in self._filters}
+
+    @cached_property
+    def _filters(self) -> dict[str, int]:
+        """Return how many filters each layer has; the same of every seed."""
+        layers = conv_layers(new_network(self.params, self.params.seeds[0]))
+        return {name: layer.out_channels for name, layer in layers.items()}
 
     def tell_unlogged(self, *records: dict[str, Any]) -> None:
         """Tell that the stage has logged nothing, if all its trainings were stored before."""
@@ -120,7 +130,11 @@ def open_workspace(stage: str, seed: int | None = None) -> Iterator[Workspace]:
     """
     with open_stage(stage, seed) as params:
         check_names(params, PARAMS.name)
-        yield Workspace(params, prepare_device(params), RunStore(project_root()))
+        device = prepare_device(params.runtime.device, params.runtime.threads)
+        workspace = Workspace(params, device, RunStore(project_root()))
+        if seed is None:  # of many runs
+            tell_cards_in_use(workspace.worker_devices)
+        yield workspace
 
 
 def publish_run(store: RunStore, record: dict[str, Any], model: Path, results: Path) -> None:
@@ -131,24 +145,3 @@ def publish_run(store: RunStore, record: dict[str, Any], model: Path, results: P
     """
     write_atomically(model, store.model_path(record["key"]).read_bytes())
     save_record(results, {name: value for name, value in record.items() if name != "params"})
-
-
-def prepare_device(params: Params) -> torch.device:
-    """Fix threads and determinism, and return the device.
-
-    Raises
-    ------
-    InputError
-        If a GPU is asked for and there is none.
-    """
-    torch.set_num_threads(params.runtime.threads)
-    wanted = params.runtime.device
-    if wanted == "auto":
-        wanted = "cuda" if torch.cuda.is_available() else "cpu"
-    if wanted == "cuda" and not torch.cuda.is_available():
-        raise InputError("runtime.device: no CUDA GPU was found; allowed here: auto, cpu")
-    if wanted == "cuda":
-        # On a CPU a fixed number of threads is enough, and the switch takes seconds to import.
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True)
-    return torch.device(wanted)
