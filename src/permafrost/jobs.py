@@ -3,14 +3,17 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from permafrost.devices import prepare_device
 from permafrost.errors import InputError
 from permafrost.experiment import Masks, RunInputs, request_run, train_run
 from permafrost.machine import fingerprint
 from permafrost.params import Params
+from permafrost.registry import find_custom
 from permafrost.runs.key import sources_digest
 from permafrost.runs.spec import RunSpec
 from permafrost.runs.store import FinishedRun, RunStore
@@ -66,17 +69,21 @@ class RunJob:
     def perform_apart(self, device: torch.device) -> FinishedRun:
         """Train the run where no store is; return it whole, to be sent back.
 
-        It is not resumed: what is interrupted there begins anew.
+        Threads and determinism are set as the parameters say, and a module of ``custom`` is found
+        in the working folder. It is not resumed: what is interrupted there begins anew.
 
         Raises
         ------
         InputError
-            If other code runs here.
+            If other code is here, or no such device.
         """
+        find_custom(Path.cwd())
         self._refuse_other_code()
+        device = prepare_device(str(device), self.params.runtime.threads)
         inputs = self.read_inputs()
         request, train = request_run(self.params, self.spec, inputs, self.masks, device)
-        return FinishedRun(request, train(None, lambda _: None).on_cpu(), fingerprint())
+        outcome = train(None, lambda _: None).on_cpu()
+        return FinishedRun(request.key, request, outcome, fingerprint())
 
     def _refuse_other_code(self) -> None:
         if self.code != sources_digest():

@@ -1,8 +1,9 @@
 """Who trains many runs: this process, several of this machine, or an engine of one's own.
 
-An engine that shares no disk with the project sends each job :meth:`~RunJob.by_content`, calls
-:meth:`~RunJob.perform_apart` where it arrives, sends back what that returns, and has the project's
-store :meth:`~permafrost.runs.store.RunStore.adopt` it.
+An engine that shares no disk with the project pickles each :class:`permafrost.jobs.RunJob`, its
+inputs read by ``by_content()``, and calls ``perform_apart`` where it arrives: with this version of
+the package installed and the project's ``custom`` in the working folder. What that returns it sends
+back, and the project's :meth:`RunStore.adopt` stores and logs it.
 """
 
 import multiprocessing
@@ -13,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -28,7 +30,7 @@ from permafrost.processes import (
     stop_with_parent,
 )
 from permafrost.runs.store import RunStore
-from permafrost.stopping import stop_if_requested
+from permafrost.stopping import Stopped, stop_if_requested
 
 Record = dict[str, Any]
 
@@ -122,7 +124,10 @@ class Processes:
                     idle.append(worker)
                     try:
                         record = future.result()
-                    except BrokenProcessPool:
+                    except (BrokenProcessPool, Stopped) as error:
+                        broken = isinstance(error, BrokenProcessPool)
+                        if broken and error.__cause__:  # it raised what cannot be read here
+                            raise
                         _tell_killed(jobs[place], tries[place])
                         worker.replace()
                         waiting.appendleft(place)
@@ -140,28 +145,30 @@ class _Worker:
 
     def __init__(self, *place: Any) -> None:
         self._place = place
-        self._pool = self._start()
-
-    def _start(self) -> ProcessPoolExecutor:
-        return ProcessPoolExecutor(
-            1,
-            mp_context=multiprocessing.get_context("spawn"),  # torch's threads survive no fork
-            initializer=_begin,
-            initargs=self._place,
-        )
+        self._pool = _start()
 
     def begin(self, job: Job) -> "Future[Record]":
         # As bytes: torch would have tensors shared, which takes memory that containers lack.
+        job_bytes = pickle.dumps(job)
         with deaf_children():
-            return self._pool.submit(_perform, pickle.dumps(job))
+            try:
+                return self._pool.submit(_perform, job_bytes, *self._place)
+            except BrokenProcessPool:  # killed while it had nothing to do
+                self.replace()
+                return self._pool.submit(_perform, job_bytes, *self._place)
 
     def replace(self) -> None:
         self.leave()
-        self._pool = self._start()
+        self._pool = _start()
 
     def leave(self) -> None:
         """Let go of the pool, which would wait for ever for one that is killed as it ends."""
         self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _start() -> ProcessPoolExecutor:
+    context = multiprocessing.get_context("spawn")  # torch's threads survive no fork
+    return ProcessPoolExecutor(1, mp_context=context, initializer=_begin)
 
 
 def _tell_killed(job: Job, tries: int) -> None:
@@ -171,23 +178,24 @@ def _tell_killed(job: Job, tries: int) -> None:
             "memory; `dvc repro` goes on after the last epoch, or set fewer workers"
         ) from None
     print(
-        f"{job.name}: its worker was killed; another one goes on after the last epoch",
+        f"{job.name}: its worker was killed; another one goes on with it",
         file=sys.stderr,
     )
 
 
-_own: list[tuple[RunStore, torch.device]] = []  # a worker's
-
-
-def _begin(root: Path, device: torch.device, threads: int) -> None:
+def _begin() -> None:
     parent = multiprocessing.parent_process()
     assert parent
     stop_on_signals()
     stop_with_parent(int(parent.pid or 0))
-    _own.append((RunStore(root), prepare_device(str(device), threads)))
 
 
-def _perform(job: bytes) -> Record:
-    store, device = _own[0]
+def _perform(job: bytes, *place: Any) -> Record:
     received: Job = pickle.loads(job)
-    return received.perform(store, device)
+    return received.perform(*_prepared(*place))
+
+
+@cache
+def _prepared(root: Path, device: torch.device, threads: int) -> tuple[RunStore, torch.device]:
+    # Not when the worker begins: what is raised there, as by a card that is full, is not told.
+    return RunStore(root), prepare_device(str(device), threads)

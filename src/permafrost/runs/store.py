@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from filelock import Timeout
 
 from permafrost.artifacts import require, save_record
-from permafrost.errors import DamagedError
+from permafrost.errors import DamagedError, InputError
 from permafrost.machine import fingerprint
 from permafrost.runs.key import is_fresh_wanted, result_key
 from permafrost.runs.outcome import OnEpoch, Outcome, row_facts
@@ -85,6 +85,8 @@ class FinishedRun:
 
     Attributes
     ----------
+    key : str
+        Of the run, by the code that trained it.
     request : RunRequest
         Which run.
     outcome : Outcome
@@ -93,6 +95,7 @@ class FinishedRun:
         The machine's fingerprint.
     """
 
+    key: str
     request: RunRequest
     outcome: Outcome
     made_on: dict[str, str]
@@ -153,8 +156,15 @@ class RunStore(StoredRuns):
         -------
         dict
             As of :meth:`obtain`.
+
+        Raises
+        ------
+        InputError
+            If it was trained by other code than is here.
         """
-        key = run.request.key
+        key = run.key
+        if run.request.key != key:
+            raise InputError(f"{run.request.name}: was trained by other code than is here")
         with self.lock_or_wait(key, run.request.name):
             stored = self._unless_damaged(self.load, key)
             if stored is not None:
