@@ -117,6 +117,16 @@ def test_a_stage_that_is_done_tells_that_it_was_to_stop(ask, monkeypatch):
     assert result.stderr == "permafrost: stopped; what is done so far is kept\n"
 
 
+@pytest.fixture
+def heeded():
+    """Have no signal ignored, as Ctrl-C is in the background."""
+    before = [signal.signal(number, signal.SIG_DFL) for number in SIGNALS]
+    yield
+    for number, handler in zip(SIGNALS, before, strict=True):
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("heeded")
 def test_only_stages_listen_to_signals(monkeypatch):
     heard = {}
 
