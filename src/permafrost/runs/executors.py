@@ -122,17 +122,12 @@ class Processes:
                 for future in done:
                     place, worker = at_work.pop(future)
                     idle.append(worker)
-                    try:
-                        record = future.result()
-                    except (BrokenProcessPool, Stopped) as error:
-                        broken = isinstance(error, BrokenProcessPool)
-                        if broken and error.__cause__:  # it raised what cannot be read here
-                            raise
+                    if _was_killed(future):
                         _tell_killed(jobs[place], tries[place])
                         worker.replace()
                         waiting.appendleft(place)
                     else:
-                        yield place, record
+                        yield place, future.result()
             grace = 0.0  # they only wait for more
         finally:
             for worker in workers:
@@ -171,12 +166,20 @@ def _start() -> ProcessPoolExecutor:
     return ProcessPoolExecutor(1, mp_context=context, initializer=_begin)
 
 
+def _was_killed(future: "Future[Record]") -> bool:
+    """Return whether a job's process was killed or asked to end; else it is done, or raises."""
+    error = future.exception()
+    if isinstance(error, BrokenProcessPool):
+        return error.__cause__ is None  # or it raised what cannot be read here
+    return isinstance(error, Stopped)
+
+
 def _tell_killed(job: Job, tries: int) -> None:
     if tries == _TRIES:
         raise InputError(
             f"sweep.workers: that of {job.name} was killed {_TRIES} times, perhaps for want of "
             "memory; `dvc repro` goes on after the last epoch, or set fewer workers"
-        ) from None
+        )
     print(
         f"{job.name}: its worker was killed; another one goes on with it",
         file=sys.stderr,

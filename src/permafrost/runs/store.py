@@ -141,11 +141,8 @@ class RunStore(StoredRuns):
             if is_fresh_wanted():
                 shutil.rmtree(self.folder / key, ignore_errors=True)
                 return self._train(request, key, train, None, on_epoch)
-            stored = self._unless_damaged(self.load, key)
-            if stored is not None:
-                self._drop_checkpoint(key)
-                # One training may be asked for under more than one description.
-                return with_row(stored | {"about": request.row})
+            if stored := self._stored(request, key):
+                return stored
             progress = self._unless_damaged(self._load_checkpoint, key)
             return self._train(request, key, train, progress, on_epoch)
 
@@ -166,13 +163,21 @@ class RunStore(StoredRuns):
         if run.request.key != key:
             raise InputError(f"{run.request.name}: was trained by other code than is here")
         with self.lock_or_wait(key, run.request.name):
-            stored = self._unless_damaged(self.load, key)
-            if stored is not None:
-                return with_row(stored | {"about": run.request.row})
+            if stored := self._stored(run.request, key):
+                return stored
             record = self._complete(key, _begun(run.request, key), run.outcome, run.made_on)
             self.tracker.write(run_record(record, run.made_on))
             self._drop_checkpoint(key)
             return with_row(record)
+
+    def _stored(self, request: RunRequest, key: str) -> dict[str, Any] | None:
+        """Return the record of a run that is stored whole; None where it is not."""
+        stored = self._unless_damaged(self.load, key)
+        if stored is None:
+            return None
+        self._drop_checkpoint(key)
+        # One training may be asked for under more than one description.
+        return with_row(stored | {"about": request.row})
 
     def _unless_damaged(self, load: Callable[[str], Loaded | None], key: str) -> Loaded | None:
         """Load something of a run; one that is damaged is told and deleted, to be made again."""
