@@ -36,6 +36,8 @@ def prepare_device(wanted: str, threads: int) -> torch.device:
         # On a CPU a fixed number of threads is enough, and the switch takes seconds to import.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
+        # What no operation has written is read by none; to fill it first costs a launch each.
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     if device.index is not None:
         torch.cuda.set_device(device)
     return device

@@ -48,8 +48,44 @@ def fisher_case(make_stirred):
     return view, images, [name for name, _ in view.named_parameters()]
 
 
-def test_fisher_is_what_a_loop_over_images_and_classes_finds(fisher_case):
-    view, images, names = fisher_case
+class Odd(nn.Module):
+    """What has no closed form, beside what has: groups, layers used twice, shared, by function."""
+
+    def __init__(self):
+        super().__init__()
+        self.plain = nn.Conv2d(3, 4, 3, stride=2, padding=1, dilation=2)
+        self.depthwise = nn.Conv2d(4, 4, 3, padding=1, groups=4, bias=False)
+        self.norm = nn.GroupNorm(2, 4)
+        self.twice = nn.Conv2d(4, 4, 1)
+        self.called = nn.Conv2d(4, 4, 1)
+        self.wide = nn.Conv2d(4, 6, 3, padding="same", padding_mode="circular")
+        self.tokens = nn.Linear(6, 5)
+        self.tied = nn.Linear(5, 5)
+        self.tied.weight = nn.Linear(5, 5).weight
+        self.other = nn.Linear(5, 5)
+        self.other.weight = self.tied.weight
+        self.head = nn.Linear(5, 3)
+
+    def forward(self, images):
+        x = self.norm(self.depthwise(self.plain(images)).relu_())
+        x = self.twice(self.twice(x).sigmoid())
+        x = torch.conv2d(x, self.called.weight, self.called.bias)
+        x = self.tokens(self.wide(x).permute(0, 2, 3, 1)).tanh()
+        return self.head(self.other(self.tied(x).sin()).mean((1, 2)))
+
+
+@pytest.fixture(params=["vgg", "odd"])
+def any_case(request, fisher_case):
+    """Return the same of a network that has other layers too."""
+    if request.param == "vgg":
+        return fisher_case
+    model = Odd().double().eval()
+    images = torch.randn(5, 3, 11, 9, generator=random(), dtype=torch.float64)
+    return model, images, [name for name, _ in model.named_parameters()]
+
+
+def test_fisher_is_what_a_loop_over_images_and_classes_finds(any_case):
+    view, images, names = any_case
     found = fisher_diagonal(view, [(images, torch.zeros(5))], names)
     expected = {name: torch.zeros_like(value) for name, value in view.named_parameters()}
     of_batch = {name: torch.zeros_like(value) for name, value in view.named_parameters()}
@@ -70,8 +106,8 @@ def test_fisher_is_what_a_loop_over_images_and_classes_finds(fisher_case):
 
 
 @pytest.mark.parametrize("sizes", [[2, 3], [1] * 5, [5]])
-def test_fisher_does_not_depend_on_the_batches(fisher_case, monkeypatch, sizes):
-    view, images, names = fisher_case
+def test_fisher_does_not_depend_on_the_batches(any_case, monkeypatch, sizes):
+    view, images, names = any_case
     expected = fisher_diagonal(view, [(images, torch.zeros(5))], names)
     monkeypatch.setattr(fisher, "_NUMBERS_AT_ONCE", 1 if len(sizes) == 1 else 2e7)
     batches = ((part, torch.zeros(len(part))) for part in images.split(sizes))

@@ -7,6 +7,7 @@ back, and the project's :meth:`RunStore.adopt` stores and logs it.
 """
 
 import multiprocessing
+import os
 import pickle
 import sys
 from collections import Counter, deque
@@ -162,6 +163,8 @@ class _Worker:
 
 
 def _start() -> ProcessPoolExecutor:
+    # Read as PyTorch is loaded: threads of several workers on the same cores must not spin.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     context = multiprocessing.get_context("spawn")  # torch's threads survive no fork
     return ProcessPoolExecutor(1, mp_context=context, initializer=_begin)
 

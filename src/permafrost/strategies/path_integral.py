@@ -51,11 +51,17 @@ class PathIntegral:
     @torch.no_grad()
     def after_step(self) -> None:
         """Add −g Δθ; the gradients are still those that the step was made of."""
-        for name, parameter in self._parameters.items():
-            before, gradient = self._before[name], parameter.grad
-            if gradient is None:
-                continue
-            if name in self._precision:
-                pull = self._precision[name] * (before - self._centre[name])
-                gradient = gradient - 2 * self._factor * pull
-            self.tensors[name] -= gradient * (parameter - before)
+        moved = {name: p for name, p in self._parameters.items() if p.grad is not None}
+        if not moved:
+            return
+        # All at once: on a GPU each call of an operation takes longer than its arithmetic.
+        moves = torch._foreach_sub([*moved.values()], [self._before[name] for name in moved])
+        torch._foreach_mul_(moves, [self._gradient(name, p) for name, p in moved.items()])
+        torch._foreach_sub_([self.tensors[name] for name in moved], moves)
+
+    def _gradient(self, name: str, parameter: nn.Parameter) -> Tensor:
+        assert parameter.grad is not None
+        if name not in self._precision:
+            return parameter.grad
+        pull = self._precision[name] * (self._before[name] - self._centre[name])
+        return parameter.grad - 2 * self._factor * pull

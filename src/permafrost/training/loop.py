@@ -147,8 +147,8 @@ def fit(
 ) -> list[dict[str, Any]]:
     """Train a model on one task.
 
-    A training has diverged, and ends at once, if the loss of a step is not finite, or if after an
-    epoch a weight, a statistic of a BatchNorm, a number of the optimizer or of the observer or (by
+    A training has diverged, and ends after the epoch, if the loss of a step is not finite, or if a
+    weight, a statistic of a BatchNorm, a number of the optimizer or of the observer or (by
     ``measure``) a logit is not: then no later loss need show it. A loss that is large but finite is
     a bad training, which its accuracy tells.
 
@@ -272,7 +272,10 @@ def train_epoch(
     ValueError
         If there are no steps.
     """
-    total_loss, total_correct, count = 0.0, 0, 0
+    # Read at the end alone: to read a number waits for the device.
+    losses: list[Tensor] = []
+    correct: list[Tensor] = []
+    sizes: list[int] = []
     for batch in steps:
         optimizer.zero_grad(set_to_none=True)
         with float32_of(config.precision):
@@ -284,18 +287,23 @@ def train_epoch(
             optimizer.step()
             if observer:
                 observer.after_step()
-        batch_loss = loss.item()
-        if not math.isfinite(batch_loss):
+        losses.append(loss.detach())
+        correct.append((logits.detach().argmax(1) == labels).sum())
+        sizes.append(len(labels))
+    if not losses:
+        raise ValueError("there are no images to train on")
+    found = torch.stack(losses).tolist()
+    for step, value in enumerate(found, start=1):
+        if not math.isfinite(value):
             raise TrainingDiverged(
-                f"the loss is {batch_loss} at step {batch.step} of epoch {batch.epoch} "
+                f"the loss is {value} at step {step} of epoch {batch.epoch} "
                 f"with train.lr={config.lr}"
             )
-        total_loss += batch_loss * len(labels)
-        total_correct += int((logits.detach().argmax(1) == labels).sum())
-        count += len(labels)
-    if count == 0:
-        raise ValueError("there are no images to train on")
-    return {"train_loss": total_loss / count, "train_accuracy": total_correct / count}
+    total = sum(value * size for value, size in zip(found, sizes, strict=True))
+    return {
+        "train_loss": total / sum(sizes),
+        "train_accuracy": int(torch.stack(correct).sum()) / sum(sizes),
+    }
 
 
 def _check_finite(tensors: Mapping[str, Tensor], about: str) -> None:
