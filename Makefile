@@ -1,7 +1,7 @@
 # `make repro` and `make test` set up all they need: an environment in .venv from uv.lock, by the uv
 # that is installed, or else by one that pip puts into .venv.
 
-.PHONY: status test test-all torture networks bench lint audit clean
+.PHONY: status test test-all test-gpu torture networks bench lint audit clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -32,6 +32,9 @@ test: $(READY) ## run the tests of the parts
 
 test-all: $(READY) ## run all tests, with those of the whole workflow, stopped and killed
 	@$(PYTEST) -n 2 --dist loadfile --no-loadscope-reorder
+
+test-gpu: $(READY) ## the tests that need a GPU
+	@$(PYTEST) -m gpu
 
 torture: $(READY) ## the long form of the fault tests: a table and metrics/torture.json
 	@$(PYTEST) -v -n 2 --dist worksteal tests/faults --torture

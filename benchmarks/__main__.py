@@ -12,7 +12,11 @@ from benchmarks.workflow import workflow_jobs
 from permafrost.training import resolve_precision
 
 ROUNDS = 5
-LATEST = Path(__file__).parent / "latest.json"
+# One file for each kind of machine.
+LATEST = {
+    "cpu": Path(__file__).parent / "latest.json",
+    "cuda": Path(__file__).parent / "latest_gpu.json",
+}
 
 # The profile `paper`, one seed, on images of CIFAR-100's size.
 STEPS = 10 * -(-10 * 500 // jobs.BATCH)  # of ten epochs of one task
@@ -27,6 +31,7 @@ def main() -> None:
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     peaks = measure.peaks(device)
     training = measure.measure(jobs.training_jobs(device), ROUNDS)
+    methods = measure.measure([*jobs.strategy_jobs(device), jobs.fisher_job(device)], ROUNDS)
     fullgrad = measure.measure(jobs.fullgrad_jobs(device), ROUNDS)
     layers = measure.measure(jobs.visualize_jobs(device), ROUNDS)
     rank, data, evaluation = measure.measure(
@@ -36,7 +41,7 @@ def main() -> None:
         "visualise every filter of VGG16-BN", [(1, layer) for layer in layers], "5x"
     )
     deepest = jobs.whole("visualise the deepest block", [(1, layer) for layer in layers[-3:]], "8x")
-    results = [*training, *fullgrad, pictures, deepest, rank, data]
+    results = [*training, *methods, *fullgrad, pictures, deepest, rank, data]
     for precision in dict.fromkeys(["float32", resolve_precision("auto", device)]):
         results.append(_paper(precision, training, fullgrad[0], pictures, rank, data, evaluation))
     with workflow_jobs() as nothing_to_do:
@@ -49,7 +54,7 @@ def main() -> None:
 
     named = torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu()
     rows = [result.row(peaks, named) for result in results]
-    measure.write(rows, LATEST)
+    measure.write(rows, LATEST[device.type])
     print(measure.table(rows))
 
 

@@ -1,6 +1,7 @@
 """The jobs: what the library does, what one would run instead, and what a unit of each costs."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -8,13 +9,17 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import plain
 from benchmarks.measure import Job, Result
-from permafrost.data import Batches, LabeledImages, Normalization
+from permafrost.data import Batches, LabeledImages, Normalization, Task, TaskSequence
 from permafrost.explain import conv_layers, fullgrad, start_image, visualize_filters
 from permafrost.freezing import frozen_filters
 from permafrost.models import TaskNetwork, build_network
 from permafrost.ranking import METRICS, evaluate_metric
+from permafrost.strategies import STRATEGIES, Keep, Lesson, common_parameters
+from permafrost.strategies.fisher import fisher_diagonal
+from permafrost.strategies.path_integral import INTEGRAL
 from permafrost.training import TrainingConfig, cross_entropy, resolve_precision
-from permafrost.training.loop import Batch, build_optimizer, train_epoch
+from permafrost.training.loop import build_optimizer, train_epoch
+from permafrost.training.steps import Batch, PlainStep, RecordedStep, Step, recorder
 
 BATCH, CLASSES, SIZE = 64, 10, 32
 MEAN, STD = (0.49, 0.48, 0.45), (0.25, 0.24, 0.26)
@@ -63,9 +68,10 @@ def our_step(
     model = net.view("shared", 0, 1).train()
     optimizer = build_optimizer("sgd", model.parameters(), lr=1e-3, momentum=0.9, weight_decay=0)
     batch = random_batch(device, size=size)
+    take = as_taken(PlainStep(model, optimizer, cross_entropy, None, config.precision), device)
 
     def step(_scope: object = frozen) -> object:  # which would end with the last reference
-        return train_epoch(model, [batch], optimizer, cross_entropy, None, config)
+        return train_epoch([batch], take, config.lr)
 
     return step
 
@@ -113,6 +119,68 @@ def training_jobs(device: torch.device) -> list[Job]:
                 )
             )
     return jobs
+
+
+def strategy_jobs(device: torch.device) -> list[Job]:
+    """Return a step of the second task by each method, against a plain step that forgets."""
+    precision = resolve_precision("auto", device)
+    jobs = []
+    for name in ("ewc", "si", "lwf", "packnet", "replay"):
+        step = strategy_step(name, precision, device)
+        theirs = plain_step(0, device)
+        jobs.append(Job(f"{name} step, {precision}", step, theirs, precision=precision))
+    return jobs
+
+
+def strategy_step(name: str, precision: str, device: torch.device) -> Callable[[], object]:
+    """Return one step of the library's training loop, by a method with its defaults."""
+    net, made = network().to(device), STRATEGIES[name]
+    images = LabeledImages(random_images(BATCH), torch.arange(BATCH) % CLASSES)
+    task = Task(tuple(map(str, range(CLASSES))), images, images, images)
+    config = TrainingConfig(precision=precision)
+    sequence = TaskSequence((task, task), Normalization(MEAN, STD))
+    keep = Keep(fisher_images=2, buffer_images=BATCH)
+    lesson = Lesson(net, 0, sequence, config, "multi", 0, device, keep, start=net.state_dict())
+    zeros = {
+        f"{INTEGRAL}{name}": torch.zeros_like(value)
+        for name, value in common_parameters(net, "multi", 1).items()
+    }
+    memory = made.knowledge(replace(lesson, memory=zeros)) if made.knowledge else {}
+    lesson = replace(lesson, learned=1, memory=memory)
+    strategy = made.build("multi", made.defaults(), lambda *_: {}, "full")
+    holding = strategy.while_learning(lesson, strategy.phases(lesson)[-1])
+    guard = holding.__enter__()
+    model = lesson.view(1).train()
+    optimizer = build_optimizer("sgd", model.parameters(), lr=1e-3, momentum=0.9, weight_decay=0)
+    take = as_taken(PlainStep(model, optimizer, guard.objective, guard.observer, precision), device)
+    batch = random_batch(device)
+    if guard.draw:
+        batch = replace(batch, drawn=guard.draw(batch))
+
+    def step(_scope: object = holding) -> object:  # which would end with the last reference
+        return train_epoch([batch], take, config.lr)
+
+    return step
+
+
+def as_taken(step: PlainStep, device: torch.device) -> Step:
+    """Return a step as the library takes it on a device."""
+    record = recorder(device)
+    return RecordedStep(step, BATCH, record) if record else step
+
+
+def fisher_job(device: torch.device, count: int = 8) -> Job:
+    """Return the Fisher information of a few images, against a loop over images and classes."""
+    ours, theirs = (network().to(device).view("shared", 0, 1).eval() for _ in range(2))
+    contiguous = theirs.to(memory_format=torch.contiguous_format)
+    batch = random_batch(device, count)
+    names = [name for name, _ in ours.named_parameters()]
+    return Job(
+        "Fisher information, an image",
+        lambda: fisher_diagonal(ours, [(batch.images, batch.labels)], names),
+        lambda: plain.fisher_diagonal(contiguous, batch.images[0]),
+        units=count,
+    )
 
 
 def fullgrad_jobs(device: torch.device) -> list[Job]:

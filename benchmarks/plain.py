@@ -47,6 +47,21 @@ def training_step(
     return step
 
 
+def fisher_diagonal(model: nn.Module, image: Tensor) -> dict[str, Tensor]:
+    """Return what one image (3, H, W) gives of the Fisher information's diagonal, by parameter.
+
+    A backward pass for each class: the squared gradient of its logarithmic probability, times it.
+    """
+    log_probabilities = model(image[None]).log_softmax(1)[0]
+    parameters = dict(model.named_parameters())
+    sums = {name: torch.zeros_like(value) for name, value in parameters.items()}
+    for value in log_probabilities:
+        gradients = torch.autograd.grad(value, list(parameters.values()), retain_graph=True)
+        for name, gradient in zip(parameters, gradients, strict=True):
+            sums[name] += value.detach().exp() * gradient.square()
+    return sums
+
+
 def fullgrad(model: nn.Module, image: Tensor, target: int) -> Tensor:
     """Return the FullGrad map (H, W) of one image (3, H, W), as the authors' repository does.
 

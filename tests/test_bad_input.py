@@ -205,19 +205,21 @@ def test_download_without_network(clone: Project, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize(
-    "error",
+    ("error", "where"),
     [
-        MemoryError(),
-        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."),
-        RuntimeError("CUDA out of memory. Tried to allocate 9 GiB."),
+        (MemoryError(), "this machine"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "this machine"),
+        (RuntimeError("CUDA out of memory. Tried to allocate 9 GiB."), "the GPU"),
     ],
 )
 def test_too_little_memory_is_told_in_a_line(
-    error: Exception, capsys: pytest.CaptureFixture[str]
+    error: Exception, where: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(typer.Exit), cli._clear_errors():
         raise error
-    assert capsys.readouterr().err == "permafrost: this machine has too little memory for that\n"
+    lower = "lower train.batch_size, model.width or sweep.workers"
+    told = f"permafrost: {where} has too little free memory for that; {lower}\n"
+    assert capsys.readouterr().err == told
 
 
 def test_a_fault_of_the_program_is_not_hidden() -> None:

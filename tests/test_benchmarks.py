@@ -10,6 +10,7 @@ from permafrost.explain import conv_layers, fullgrad, visualize_filters
 from permafrost.freezing import frozen_filters
 from permafrost.models import build_network
 from permafrost.ranking import METRICS, evaluate_metric
+from permafrost.strategies.fisher import fisher_diagonal
 
 CPU = torch.device("cpu")
 
@@ -40,6 +41,17 @@ def test_a_masked_step_is_a_frozen_step(small):
             optimizer.step()
             assert step(images, batch.labels) == pytest.approx(loss.item(), abs=1e-10)
     torch.testing.assert_close(ours.state_dict(), theirs.state_dict(), rtol=0, atol=1e-10)
+
+
+def test_fisher_information_image_by_image(small):
+    batch, model = jobs.random_batch(CPU, 3), small().eval()
+    images = batch.images.double()
+    names = [name for name, _ in model.named_parameters()]
+    found = fisher_diagonal(model, [(images, batch.labels)], names)
+    one_by_one = [plain.fisher_diagonal(model, image) for image in images]
+    for name in names:
+        mean = sum(each[name] for each in one_by_one) / 3
+        torch.testing.assert_close(found[name], mean, rtol=1e-8, atol=1e-14)
 
 
 def test_fullgrad_image_by_image(small):

@@ -112,7 +112,9 @@ def _clear_errors() -> Iterator[None]:
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and not _NO_MEMORY.search(str(error)):
             raise
-        typer.echo("permafrost: this machine has too little memory for that", err=True)
+        where = "the GPU" if "CUDA" in str(error) else "this machine"
+        lower = "lower train.batch_size, model.width or sweep.workers"
+        typer.echo(f"permafrost: {where} has too little free memory for that; {lower}", err=True)
         raise typer.Exit(2) from None
     except KeyboardInterrupt:
         typer.echo("permafrost: stopped; what is done so far is kept", err=True)

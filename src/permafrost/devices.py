@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterable
 
 import torch
+from torch import Tensor
 
 from permafrost.errors import InputError
 
@@ -41,6 +42,25 @@ def prepare_device(wanted: str, threads: int) -> torch.device:
     if device.index is not None:
         torch.cuda.set_device(device)
     return device
+
+
+def images_at_once(images: Tensor, on_cpu: int) -> int:
+    """Return how many images to compute together.
+
+    A CPU is fastest with as many as its caches hold. On a GPU an operation takes the same few
+    microseconds to begin for one image as for hundreds.
+
+    Parameters
+    ----------
+    images : Tensor, shape (..., H, W)
+        One or more of them, on their device.
+    on_cpu : int
+        How many on a CPU.
+    """
+    if not images.is_cuda:
+        return on_cpu
+    height, width = images.shape[-2:]
+    return max(64, min(512, 512 * 32 * 32 // (height * width)))
 
 
 def worker_devices(device: torch.device, workers: int) -> list[torch.device]:

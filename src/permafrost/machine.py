@@ -55,7 +55,7 @@ def fingerprint() -> dict[str, str]:
         "environment": " ".join(
             f"{name}={value}"
             for name, value in sorted(os.environ.items())
-            if _VARIABLES.match(name)
+            if _VARIABLES.match(name) and name != "OMP_WAIT_POLICY"  # how threads wait
         ),
     }
 

@@ -1,6 +1,7 @@
 """Small networks that are held, by frozen filters or by single weights in the same way."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -30,10 +31,13 @@ def build(conv=nn.Conv2d, norm=nn.BatchNorm2d, **options):
     return model
 
 
-def train(model, inputs=None, steps=3):
+SGD = partial(torch.optim.SGD, lr=0.01, momentum=0.9, weight_decay=0.1)
+
+
+def train(model, inputs=None, steps=3, make_optimizer=SGD):
     inputs = images() if inputs is None else inputs
     model.train()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=0.1)
+    optimizer = make_optimizer(model.parameters())
     for _ in range(steps):
         optimizer.zero_grad()
         model(inputs).square().sum().backward()

@@ -56,38 +56,24 @@ def test_the_buffer_of_classes_of_unequal_size(make_network, make_sequence):
 
 
 @pytest.mark.parametrize("head", HEADS)
-def test_every_step_learns_old_images_by_their_own_tasks_outputs(
-    make_stirred, make_sequence, monkeypatch, head
-):
+def test_every_step_learns_old_images_by_their_own_tasks_outputs(make_stirred, make_sequence, head):
     """With BatchNorm in eval mode, one pass over all images is as good as one for each task."""
     network, sequence = make_stirred(tasks=3), make_sequence(tasks=3)
     keep = Keep(buffer_images=6)
     lesson = make_lesson(network, sequence, 1, head, keep=keep)
     memory = buffer_memory(replace(lesson, learned=0)) | buffer_memory(lesson)
     lesson = replace(lesson, learned=2, memory=memory)
-    drawn, real = [], replay._draw
-
-    def draw(*arguments):
-        for images, labels in real(*arguments):
-            drawn.append((images, labels))
-            yield images, labels
-
-    monkeypatch.setattr(replay, "_draw", draw)
     batch = one_batch(sequence, 2, torch.tensor([0, 5, 6, 3, 7]))
     batch = replace(batch, labels=batch.labels + network.label_offset(head, 2))
     view = network.view(head, 2, 3).eval()
     with Replay(head).while_learning(lesson, Phase(2, 1)) as guard:
-        loss, logits, labels = guard.objective(view, batch)
-        first, drawn[:] = [images.clone() for images, _ in drawn], []
-        guard.objective(view, batch)
-        same, drawn[:] = [images.clone() for images, _ in drawn], []
-        guard.objective(view, replace(batch, step=2))
-        other, drawn[:] = [images.clone() for images, _ in drawn], []
-        guard.objective(view, replace(batch, epoch=2))
-        later, drawn[:] = [images.clone() for images, _ in drawn], []
-        guard.objective(view, batch)
+        first = guard.draw(batch)
+        loss, logits, labels = guard.objective(view, replace(batch, drawn=first))
+        same = guard.draw(batch)
+        strangers = [guard.draw(replace(batch, step=2)), guard.draw(replace(batch, epoch=2))]
     torch.testing.assert_close(logits, view(batch.images))
     assert torch.equal(labels, batch.labels)
+    drawn = list(zip(first[::2], first[1::2], strict=True))
     assert len(drawn) == 2
     losses = []
     for task, (images, own) in enumerate(drawn):
@@ -98,8 +84,8 @@ def test_every_step_learns_old_images_by_their_own_tasks_outputs(
     torch.testing.assert_close(loss, expected)
     # A step draws the same images each time it is taken, and every step others.
     assert all(torch.equal(a, b) for a, b in zip(first, same, strict=True))
-    for strangers in (other, later):
-        assert any(not torch.equal(a, b) for a, b in zip(first, strangers, strict=True))
+    for others in strangers:
+        assert any(not torch.equal(a, b) for a, b in zip(first, others, strict=True))
 
 
 def test_replayed_images_come_from_the_buffer_with_their_labels(
@@ -110,9 +96,8 @@ def test_replayed_images_come_from_the_buffer_with_their_labels(
     memory, drawn, real = buffer_memory(lesson), [], replay._draw
 
     def draw(*arguments):
-        for images, labels in real(*arguments):
-            drawn.append((images, labels))
-            yield images, labels
+        drawn.append(real(*arguments))
+        return drawn[-1]
 
     monkeypatch.setattr(replay, "_draw", draw)
     learn(Replay("multi"), network, sequence, replace(SGD, padding=0, flip=False), memory)

@@ -352,7 +352,7 @@ def test_joint_answers_each_image_by_its_own_head():
 
     def answer(head, outputs):
         """Let a classifier that knows the logits answer."""
-        objective = Joint(head).objective([2, 2, 2])
+        objective = Joint(head).objective([2, 2, 2], CPU)
         loss, chosen, own = objective(lambda images: images, as_batch(outputs, labels))
         assert torch.equal(loss, F.cross_entropy(chosen, own))
         return chosen, own
@@ -380,7 +380,8 @@ def test_joint_loss_is_the_mean_of_each_heads_own(make_network, classes):
     labels = torch.tensor(own) + starts[tasks]
     images = torch.randn(4, 3, 32, 32)
     joint = Joint("multi")
-    loss, logits, found = joint.objective(classes)(joint.view(network), as_batch(images, labels))
+    objective = joint.objective(classes, CPU)
+    loss, logits, found = objective(joint.view(network), as_batch(images, labels))
     losses = []
     for image, task, label, answer in zip(images, tasks, own, logits, strict=True):
         naive = network.view("multi", task, 2)(image[None])

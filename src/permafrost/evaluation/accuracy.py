@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from permafrost.data import Batches
+from permafrost.devices import images_at_once
 from permafrost.errors import NotFiniteError
 from permafrost.evaluation.counts import Accuracy
 from permafrost.models import Head, TaskNetwork, measuring
@@ -13,7 +14,7 @@ from permafrost.models import Head, TaskNetwork, measuring
 
 @torch.no_grad()
 def accuracy(
-    model: nn.Module, batches: Batches, classes: int, *, offset: int = 0, batch_size: int = 256
+    model: nn.Module, batches: Batches, classes: int, *, offset: int = 0, batch_size: int = 0
 ) -> Accuracy:
     """Measure a classifier on one task's images.
 
@@ -28,7 +29,7 @@ def accuracy(
     offset : int
         Added to the labels to index the logits (a class-incremental head).
     batch_size : int
-        Images at once.
+        Images at once; 0 for as many as suit the device.
 
     Raises
     ------
@@ -39,17 +40,20 @@ def accuracy(
     """
     if not len(batches):
         raise ValueError("there are no images to measure the accuracy on")
-    correct = torch.zeros(classes, dtype=torch.int64)
-    count = torch.zeros(classes, dtype=torch.int64)
-    for images, labels in batches.ordered(batch_size):
+    size = batch_size or images_at_once(batches.images, on_cpu=256)
+    # Read at the end alone: to read a number waits for the device.
+    answers, finite = [], []
+    for images, _ in batches.ordered(size):
         with measuring(model):
             logits = model(images)
-        if not torch.isfinite(logits).all():
-            raise NotFiniteError("a logit is not finite")
-        hits = (logits.argmax(1) == labels + offset).cpu()
-        labels = labels.cpu()
-        correct += torch.bincount(labels[hits], minlength=classes)
-        count += torch.bincount(labels, minlength=classes)
+        answers.append(logits.argmax(1))
+        finite.append(torch.isfinite(logits).all())
+    if not all(torch.stack(finite).tolist()):
+        raise NotFiniteError("a logit is not finite")
+    labels = batches.labels.cpu()
+    hits = torch.cat(answers).cpu() == labels + offset
+    correct = torch.bincount(labels[hits], minlength=classes)
+    count = torch.bincount(labels, minlength=classes)
     return Accuracy(tuple(correct.tolist()), tuple(count.tolist()))
 
 

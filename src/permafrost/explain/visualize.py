@@ -11,6 +11,7 @@ from typing import Literal, NoReturn, cast
 import torch
 from torch import Tensor, nn
 
+from permafrost.devices import images_at_once
 from permafrost.errors import NotFiniteError
 from permafrost.explain._checks import check_type
 from permafrost.explain._scopes import explaining
@@ -68,7 +69,7 @@ def visualize_filters(
     steps: int = 30,
     lr: float = 0.1,
     weight_decay: float = 1e-6,
-    batch_size: int = 64,
+    batch_size: int | None = None,
     on_batch: Callable[[int], None] | None = None,
 ) -> Tensor:
     """Maximise filters' mean activations, each by an image of its own (Erhan et al. 2009).
@@ -100,7 +101,8 @@ def visualize_filters(
     lr, weight_decay
         Adam's learning rate and its L2 penalty on the image, in normalised pixel units.
     batch_size
-        Most filters optimised together; 1 is run as 2. It does not change the result: see Notes.
+        Most filters optimised together, by default as many as suit the device; 1 is run as 2. On a
+        CPU it does not change the result: see Notes.
     on_batch
         Called after each batch with the number of filters that it finished.
 
@@ -137,6 +139,7 @@ def visualize_filters(
     left in the deepest. In float64 the programs agree; on a CPU that takes three to four times as
     long. For pictures that anyone can recompute, pass the model and `start` in float64.
     """
+    batch_size = batch_size if batch_size is not None else images_at_once(start, on_cpu=64)
     chosen = _check(model, layer, filters, start, batch_size)
     images = start.new_empty(len(chosen), *start.shape)
     size = max(2, min(batch_size, len(chosen)))

@@ -46,10 +46,11 @@ def frozen_filters(
 ) -> Iterator[nn.Module]:
     """Keep filters frozen, bit for bit, inside a ``with`` block.
 
-    Make the optimizer inside the block: there ``model.parameters()`` holds the live rows only. On
-    leaving, the layers have their whole parameters again, with what was learned. A layer whose
-    filters are all frozen has no parameters inside the block; gradients pass through it to the
-    layers below. Parameters that do not require a gradient do not inside either.
+    Make the optimizer inside the block: there ``model.parameters()`` holds the live rows only, and
+    on a GPU whole copies of which the frozen rows are read by nothing. On leaving, the layers have
+    their whole parameters again, with what was learned. A layer whose filters are all frozen has no
+    parameters inside the block; gradients pass through it to the layers below. Parameters that do
+    not require a gradient do not inside either.
 
     All layers stay the objects that they are; ``layer.weight`` is newly put together whenever it
     is read, so that writing into it changes nothing. ``state_dict`` and ``load_state_dict`` have

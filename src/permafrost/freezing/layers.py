@@ -63,11 +63,13 @@ class PartlyFrozenRows(Rows):
 class HeldElements(Rows):
     """A tensor of which only some elements move.
 
+    The optimizer moves a whole copy, of which the frozen elements are read by nothing.
+
     Parameters
     ----------
     values : Tensor
         Starting values; what does not require a gradient does not here.
-    frozen : Tensor of bool, of the same shape
+    frozen : Tensor of bool, of a shape that broadcasts to theirs
         True where an element must not move.
     """
 
@@ -78,9 +80,10 @@ class HeldElements(Rows):
     def __init__(self, values: Tensor, frozen: Tensor) -> None:
         super().__init__()
         self.register_buffer("initial", values.detach().clone())
-        # In the values' own memory format, in which the network computes.
-        marked = torch.zeros_like(values, dtype=torch.bool).copy_(frozen)
-        self.register_buffer("frozen", marked)
+        if frozen.shape == values.shape:
+            # In the values' own memory format, in which the network computes.
+            frozen = torch.zeros_like(values, dtype=torch.bool).copy_(frozen)
+        self.register_buffer("frozen", frozen)
         self.live = nn.Parameter(values.detach().clone(), values.requires_grad)
 
     def forward(self) -> Tensor:
@@ -264,7 +267,7 @@ def plan_conv(network: Network, conv: nn.Conv2d, frozen: Tensor) -> Plan:
     """
     rows = _rows(network, conv, frozen)
     _check_alone(network, conv)
-    if runs_as(conv, nn.Conv2d):
+    if runs_as(conv, nn.Conv2d) and isinstance(rows["weight"], PartlyFrozenRows):
         return Plan(conv, PartlyFrozenConv, rows, {} if "bias" in rows else {"bias_rows": None})
     return Plan(conv, PartlyFrozen, rows)
 
@@ -322,8 +325,23 @@ def _rows(network: Network, layer: nn.Module, frozen: Tensor) -> dict[str, Rows]
                     f"the {part} of {network.names[layer]!r} has no row for each of the "
                     f"{len(frozen)} filters, so that none can be frozen"
                 )
-            rows[part] = PartlyFrozenRows(values, frozen)
+            rows[part] = _held_rows(values, frozen)
     return rows
+
+
+def _held_rows(values: nn.Parameter, frozen: Tensor) -> Rows:
+    """Return rows in the form in which their device computes faster.
+
+    A CPU saves the arithmetic of frozen rows. On a GPU to pick rows out and put them back takes
+    longer than that arithmetic.
+    """
+    if frozen.all() or not _has_arithmetic_to_spare(values.device):
+        return PartlyFrozenRows(values, frozen)
+    return HeldElements(values, frozen.view(-1, *[1] * (values.ndim - 1)))
+
+
+def _has_arithmetic_to_spare(device: torch.device) -> bool:
+    return device.type == "cuda"
 
 
 def _check_alone(network: Network, layer: nn.Module) -> None:

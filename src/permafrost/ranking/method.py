@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor, nn
 
 from permafrost.data import Batches, Normalization
+from permafrost.devices import images_at_once
 from permafrost.errors import InputError
 from permafrost.explain import (
     ClassSaliency,
@@ -27,7 +28,6 @@ from permafrost.ranking.criteria import needs_images, needs_maps, score_filters
 from permafrost.ranking.evidence import Evidence, combine_classes, network_evidence
 from permafrost.ranking.selection import frozen_mask, order_filters
 
-BATCH_SIZE = 64
 # Relative to the sum of the terms' absolute values, in float32.
 COMPLETENESS_BOUND = 1e-4
 
@@ -160,6 +160,11 @@ def show_images(
     return filter_responses(model, _InOrder(batches), classes, criteria)
 
 
+def in_order(batches: Batches) -> Iterator[tuple[Tensor, Tensor]]:
+    """Return images in their order, as many at once as suit the device."""
+    return batches.ordered(images_at_once(batches.images, on_cpu=64))
+
+
 @dataclass(frozen=True)
 class _InOrder:
     """One task's images in their order, as often as they are asked for."""
@@ -167,7 +172,7 @@ class _InOrder:
     batches: Batches
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        return self.batches.ordered(BATCH_SIZE)
+        return in_order(self.batches)
 
 
 def order_layers(

@@ -10,7 +10,7 @@ from permafrost.experiment import explain_config
 from permafrost.explain import SALIENCY_METHODS, saliency_maps
 from permafrost.pictures import draw_saliency
 from permafrost.ranking import method as method_code
-from permafrost.ranking.method import BATCH_SIZE, explain_classes
+from permafrost.ranking.method import explain_classes, in_order
 from permafrost.runs.results import Result
 from permafrost.stages.shared import (
     FIRST,
@@ -66,7 +66,7 @@ def _explain(workspace: Workspace, seed: int, sequence: TaskSequence) -> Result:
     with progress_bar(f"saliency, seed {seed}", len(batches)) as advance:
 
         def shown() -> Iterator[tuple[Tensor, Tensor]]:
-            for images, labels in batches.ordered(BATCH_SIZE):
+            for images, labels in in_order(batches):
                 yield images, labels
                 advance(len(labels))
 
@@ -75,7 +75,7 @@ def _explain(workspace: Workspace, seed: int, sequence: TaskSequence) -> Result:
     maps = torch.cat(
         [
             saliency_maps(model, images, labels, method, reading=reading)
-            for images, labels in examples.ordered(BATCH_SIZE)
+            for images, labels in in_order(examples)
         ]
     )
     error = result.completeness

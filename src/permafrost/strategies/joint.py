@@ -58,7 +58,8 @@ class Joint(Strategy):
             Batches(union(sequence.tasks), sequence.normalization, learner.device),
             replace(learner.config, epochs=self.passes * learner.config.epochs),
             generator=generator(learner.seed, "order", "joint"),
-            objective=self.objective(network.classes),
+            objective=self.objective(network.classes, learner.device),
+            recordable=True,
             measure=lambda: learner.curve(network, tasks, self, {}),
             resume=progress.training,
             on_epoch=lambda _: on_epoch(progress) if on_epoch else None,
@@ -78,27 +79,29 @@ class Joint(Strategy):
         tasks = len(network.heads)
         return network.view("shared" if self.head == "shared" else "expanding", 0, tasks)
 
-    def objective(self, classes: Sequence[int]) -> Objective:
+    def objective(self, classes: Sequence[int], device: torch.device) -> Objective:
         """Return the cross entropy under the run's own head.
 
         Parameters
         ----------
         classes : sequence of int
             How many each task has; labels are as :func:`union` numbers them.
+        device : torch.device
+            Where to compute.
         """
+        starts = torch.tensor(_starts(classes), device=device)
 
         def cross_entropy(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-            logits, labels = self._answer(model(batch.images), batch.labels, classes)
+            logits, labels = self._answer(model(batch.images), batch.labels, classes, starts)
             return F.cross_entropy(logits, labels), logits, labels
 
         return cross_entropy
 
     def _answer(
-        self, logits: Tensor, labels: Tensor, classes: Sequence[int]
+        self, logits: Tensor, labels: Tensor, classes: Sequence[int], starts: Tensor
     ) -> tuple[Tensor, Tensor]:
         if self.head == "expanding":
             return logits, labels
-        starts = torch.tensor(_starts(classes), device=labels.device)
         task = torch.bucketize(labels, starts, right=True) - 1
         if self.head == "multi":  # each image is answered by its own task's head
             parts = logits.split(list(classes), dim=1)

@@ -85,7 +85,7 @@ class Lwf(Strategy):
             kept = distillation(old, teacher[batch.positions], self.temperature)
             return loss + self.weight * kept, logits, batch.labels
 
-        return nullcontext(Guard(objective))
+        return nullcontext(Guard(objective, recordable=True))
 
     def after_phase(self, lesson: Lesson, phase: Phase, guard: Guard) -> Memory:
         """Record the answers to the next task's images."""

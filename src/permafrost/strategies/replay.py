@@ -1,6 +1,5 @@
 """Experience replay (Chaudhry et al. 2019): a few old images are learned again with the new."""
 
-from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import ClassVar
@@ -52,29 +51,28 @@ class Replay(Strategy):
             for task in range(lesson.learned)
         ]
 
+        def draw(batch: Batch) -> tuple[Tensor, ...]:
+            share = max(1, len(batch.labels) // len(buffers))
+            drawn = [_draw(lesson, old, share, batch, task) for task, old in enumerate(buffers)]
+            return tuple(tensor for pair in drawn for tensor in pair)
+
         def objective(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
             assert isinstance(model, nn.Sequential)
-            share = max(1, len(batch.labels) // len(buffers))
-            old = [
-                next(_draw(lesson, buffer, share, batch, task))
-                for task, buffer in enumerate(buffers)
-            ]
-            everything = torch.cat([batch.images, *(images for images, _ in old)])
-            new, *parts = model[:-1](everything).split(
-                [len(batch.labels), *(len(labels) for _, labels in old)]
-            )
+            images, labels = batch.drawn[::2], batch.drawn[1::2]
+            sizes = [len(batch.labels), *map(len, labels)]
+            new, *parts = model[:-1](torch.cat([batch.images, *images])).split(sizes)
             logits = model[-1](new)
             losses = [
                 F.cross_entropy(
                     head_logits(lesson.network, lesson.head, task, lesson.learned + 1, part),
-                    labels + lesson.network.label_offset(lesson.head, task),
+                    right + lesson.network.label_offset(lesson.head, task),
                 )
-                for task, (part, (_, labels)) in enumerate(zip(parts, old, strict=True))
+                for task, (part, right) in enumerate(zip(parts, labels, strict=True))
             ]
             loss = F.cross_entropy(logits, batch.labels) + torch.stack(losses).mean()
             return loss, logits, batch.labels
 
-        return nullcontext(Guard(objective))
+        return nullcontext(Guard(objective, draw=draw, recordable=True))
 
     def after_phase(self, lesson: Lesson, phase: Phase, guard: Guard) -> Memory:
         """Keep some images of the task that was learned."""
@@ -90,10 +88,10 @@ def _buffer(memory: Memory, task: int) -> LabeledImages:
 
 def _draw(
     lesson: Lesson, buffer: Batches, size: int, batch: Batch, task: int
-) -> Iterator[tuple[Tensor, Tensor]]:
+) -> tuple[Tensor, Tensor]:
     """Draw augmented images by the step's own generator, so that a training can resume."""
     purpose = (lesson.seed, "replay", lesson.learned, task, batch.epoch, batch.step)
     config = lesson.config
     drawn = buffer.epoch(generator(*purpose), size, flip=config.flip, padding=config.padding)
-    for images, labels, _ in drawn:
-        yield images, labels
+    images, labels, _ = next(drawn)
+    return images, labels

@@ -1,21 +1,20 @@
 """Training: the one training loop, its optimizers and its state."""
 
 from permafrost.training.loop import (
-    Batch,
-    Objective,
-    Observer,
+    Draw,
     TrainingConfig,
     TrainingDiverged,
     TrainingState,
-    cross_entropy,
     fit,
     part_of,
 )
 from permafrost.training.optimizers import OptimizerName, build_optimizer
 from permafrost.training.precision import resolve_precision
+from permafrost.training.steps import Batch, Objective, Observer, cross_entropy
 
 __all__ = [
     "Batch",
+    "Draw",
     "Objective",
     "Observer",
     "OptimizerName",

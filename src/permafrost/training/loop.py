@@ -4,72 +4,30 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from permafrost.data import Batches
 from permafrost.errors import NotFiniteError
 from permafrost.seeding import derive_seed
 from permafrost.training.optimizers import OptimizerName, build_optimizer
-from permafrost.training.precision import Precision, computing_in, float32_of
+from permafrost.training.precision import Precision
+from permafrost.training.steps import (
+    Batch,
+    Objective,
+    Observer,
+    PlainStep,
+    RecordedStep,
+    Step,
+    cross_entropy,
+    recorder,
+)
 
-
-@dataclass(frozen=True)
-class Batch:
-    """What one step learns from.
-
-    Attributes
-    ----------
-    images : Tensor, shape (B, 3, H, W)
-        Augmented and normalised.
-    labels : Tensor of int64, shape (B,)
-        Right answers.
-    positions : Tensor of int64, shape (B,)
-        Where the images stand in the data set.
-    epoch, step : int
-        From 1.
-    """
-
-    images: Tensor
-    labels: Tensor
-    positions: Tensor
-    epoch: int
-    step: int
-
-
-# Given the model and a batch: the loss to minimise, and the logits and labels that are compared.
-Objective = Callable[[nn.Module, Batch], tuple[Tensor, Tensor, Tensor]]
-
-
-def cross_entropy(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the mean cross entropy of a batch, in nats: the plain objective.
-
-    Of a single class it is 0 and has no gradient: only weight decay then moves the weights.
-    """
-    logits = model(batch.images)
-    return F.cross_entropy(logits, batch.labels), logits, batch.labels
-
-
-class Observer(Protocol):
-    """Watches the steps of a training; its state goes on with the training's.
-
-    Attributes
-    ----------
-    tensors : dict of str to Tensor
-        Its state.
-    """
-
-    tensors: dict[str, Tensor]
-
-    def before_step(self) -> None:
-        """See the gradients, and the weights that the step will change."""
-
-    def after_step(self) -> None:
-        """See the changed weights."""
+# Given a batch, what a method draws for it besides.
+Draw = Callable[[Batch], tuple[Tensor, ...]]
 
 
 @dataclass(frozen=True)
@@ -141,6 +99,8 @@ def fit(
     generator: torch.Generator,
     objective: Objective = cross_entropy,
     observer: Observer | None = None,
+    draw: Draw | None = None,
+    recordable: bool = False,
     measure: Callable[[], dict[str, Any]] | None = None,
     resume: TrainingState | None = None,
     on_epoch: Callable[[TrainingState], None] | None = None,
@@ -167,6 +127,11 @@ def fit(
         which the training accuracy is made.
     observer : Observer, optional
         Sees every step.
+    draw : callable, optional
+        Given a batch, what the objective needs for it besides, the same shapes each time.
+    recordable : bool
+        Whether objective and observer do the same tensor operations on every batch and change
+        nothing else: a GPU then records a step once and replays it.
     measure : callable, optional
         Called after each epoch, model in eval mode; what it returns joins the epoch's row.
     resume : TrainingState, optional
@@ -199,9 +164,12 @@ def fit(
         weight_decay=config.weight_decay,
     )
     state = resume or TrainingState()
-    seed = generator.initial_seed()
+    seed, device = generator.initial_seed(), batches.images.device
     if state.tensors:
         _restore(state.tensors, model, optimizer, generator, observer)
+    plain = PlainStep(model, optimizer, objective, observer, config.precision)
+    record = recorder(device) if recordable else None
+    take: Step = RecordedStep(plain, config.batch_size, record) if record else plain
     for epoch in range(state.epoch + 1, config.epochs + 1):
         began = time.perf_counter()
         model.train()
@@ -209,8 +177,10 @@ def fit(
             generator, config.batch_size, flip=config.flip, padding=config.padding
         )
         steps = (Batch(*items, epoch, step) for step, items in enumerate(drawn, start=1))
-        with _noise_of(seed, epoch, batches.images.device):
-            row = train_epoch(model, steps, optimizer, objective, observer, config)
+        if draw:
+            steps = (replace(batch, drawn=draw(batch)) for batch in steps)
+        with _noise_of(seed, epoch, device):
+            row = train_epoch(steps, take, config.lr)
         state.seconds += time.perf_counter() - began
         model.eval()
         tensors = _snapshot(model, optimizer, generator, observer)
@@ -237,28 +207,17 @@ def _noise_of(seed: int, epoch: int, device: torch.device) -> Iterator[None]:
         yield
 
 
-def train_epoch(
-    model: nn.Module,
-    steps: Iterable[Batch],
-    optimizer: torch.optim.Optimizer,
-    objective: Objective,
-    observer: Observer | None,
-    config: TrainingConfig,
-) -> dict[str, float]:
+def train_epoch(steps: Iterable[Batch], take: Step, lr: float) -> dict[str, float]:
     """Take the steps of one epoch.
 
     Parameters
     ----------
-    model : nn.Module
-        In training mode.
     steps : iterable of Batch
         The epoch's batches.
-    optimizer : torch.optim.Optimizer
-        Moves the weights.
-    objective, observer
-        As in :func:`fit`.
-    config : TrainingConfig
-        Its precision, and its learning rate for messages.
+    take : Step
+        Learns from one.
+    lr : float
+        The learning rate, for messages.
 
     Returns
     -------
@@ -277,27 +236,17 @@ def train_epoch(
     correct: list[Tensor] = []
     sizes: list[int] = []
     for batch in steps:
-        optimizer.zero_grad(set_to_none=True)
-        with float32_of(config.precision):
-            with computing_in(config.precision, batch.images.device):
-                loss, logits, labels = objective(model, batch)
-            loss.backward()  # type: ignore[no-untyped-call]
-            if observer:
-                observer.before_step()
-            optimizer.step()
-            if observer:
-                observer.after_step()
-        losses.append(loss.detach())
-        correct.append((logits.detach().argmax(1) == labels).sum())
-        sizes.append(len(labels))
+        loss, right = take(batch)
+        losses.append(loss)
+        correct.append(right)
+        sizes.append(len(batch.labels))
     if not losses:
         raise ValueError("there are no images to train on")
     found = torch.stack(losses).tolist()
     for step, value in enumerate(found, start=1):
         if not math.isfinite(value):
             raise TrainingDiverged(
-                f"the loss is {value} at step {step} of epoch {batch.epoch} "
-                f"with train.lr={config.lr}"
+                f"the loss is {value} at step {step} of epoch {batch.epoch} with train.lr={lr}"
             )
     total = sum(value * size for value, size in zip(found, sizes, strict=True))
     return {

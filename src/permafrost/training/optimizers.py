@@ -34,10 +34,15 @@ def build_optimizer(
     ValueError
         If ``name`` is unknown.
     """
+    parameters = list(parameters)
     if name == "sgd":
         return torch.optim.SGD(parameters, lr=lr, momentum=momentum, weight_decay=weight_decay)
+    # On a GPU the count of steps stays there too, so that a step can be recorded.
+    capturable = any(parameter.is_cuda for parameter in parameters)
     if name == "adam":
-        return torch.optim.Adam(parameters, lr=lr, weight_decay=weight_decay)
+        return torch.optim.Adam(parameters, lr=lr, weight_decay=weight_decay, capturable=capturable)
     if name == "adamw":
-        return torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay)
+        return torch.optim.AdamW(
+            parameters, lr=lr, weight_decay=weight_decay, capturable=capturable
+        )
     raise ValueError(f"unknown optimizer {name!r}")
