@@ -13,6 +13,7 @@ from permafrost.data import DATASETS, TaskSequence
 from permafrost.devices import prepare_device, tell_cards_in_use, worker_devices
 from permafrost.dvc_notes import check_notes
 from permafrost.errors import InputError, printable
+from permafrost.estimate import estimate
 from permafrost.first_weights import weights_digest
 from permafrost.images import images_digest, images_root, note_inputs
 from permafrost.interrupted import tell_interrupted
@@ -65,7 +66,20 @@ def check_all() -> str:
     )
     rehearse(params, sequence)
     lines = [f"params.yaml and data set are fine. {tasks}. Device: {device.type}.", found]
+    lines.append(str(estimate(params, sequence, device)))
     return "\n".join(line for line in [*lines, *_unknown_to_git()] if line)
+
+
+def plan_all() -> str:
+    """Tell how long `dvc repro` will take from scratch, and how much it stores."""
+    find_custom(Path.cwd())
+    params = load_checked(PARAMS)
+    device = prepare_device(params.runtime.device, params.runtime.threads)
+    if _has_tasks_only(params, project_root()):
+        sequence = load_tasks(seed_file(TASKS, params.seeds[-1]))
+    else:
+        sequence = make_tasks(params, params.seeds[-1])
+    return str(estimate(params, sequence, device))
 
 
 def _has_tasks_only(params: Params, root: Path) -> bool:

@@ -203,6 +203,15 @@ def check() -> None:
 
 
 @_command()
+def plan() -> None:
+    """Tell how many trainings, minutes and megabytes the whole run will take on this machine."""
+    with _clear_errors():
+        from permafrost.check import plan_all
+
+        typer.echo(plan_all())
+
+
+@_command()
 def doctor(
     repair: Annotated[
         bool, typer.Option("--repair", help="Mend or delete what is damaged.")

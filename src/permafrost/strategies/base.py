@@ -174,6 +174,8 @@ class Strategy:
     continues: ClassVar[bool] = True
     # The heads under which it can answer.
     heads: ClassVar[tuple[Head, ...]] = ("shared", "multi", "expanding")
+    # What a step takes, in units of a plain one, roughly: only to tell it beforehand.
+    step_cost: ClassVar[float] = 1.0
     # What sets it apart from the other methods, for the tables.
     remark: ClassVar[str] = ""
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -17,6 +18,8 @@ from permafrost.strategies.base import Guard, Lesson, Memory, Phase, Strategy, s
 @dataclass(frozen=True)
 class LinearProbe(Strategy):
     """Learn the next task on the first task's features."""
+
+    step_cost: ClassVar[float] = 0.3  # nothing flows back through the body
 
     @contextmanager
     def while_learning(self, lesson: Lesson, phase: Phase) -> Iterator[Guard]:

@@ -41,6 +41,7 @@ class Replay(Strategy):
     """
 
     knowledge = buffer_memory
+    step_cost: ClassVar[float] = 2.0  # twice the images
     remark: ClassVar[str] = "keeps old images"
 
     def while_learning(self, lesson: Lesson, phase: Phase) -> AbstractContextManager[Guard]:

@@ -1,0 +1,322 @@
+"""How much a whole run will take on this machine: counted from the parameters, timed by a probe."""
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from statistics import median
+
+import psutil
+import torch
+from torch import Tensor, nn
+
+from permafrost.artifacts import load_json, save_json
+from permafrost.data import TaskSequence
+from permafrost.devices import images_at_once, worker_devices
+from permafrost.errors import InputError
+from permafrost.experiment import (
+    explain_config,
+    machine_of,
+    new_network,
+    run_strategy,
+    training_config,
+)
+from permafrost.explain import conv_layers, saliency_maps, visualize_filters
+from permafrost.models import TaskNetwork, measuring
+from permafrost.params import Params
+from permafrost.paths import project_root
+from permafrost.plan import grids, heads, method_run, sweep_runs
+from permafrost.ranking import needs_images, needs_maps
+from permafrost.runs.spec import RunSpec
+from permafrost.strategies import STRATEGIES, Lesson
+from permafrost.strategies.ewc import fisher_memory
+from permafrost.strategies.fisher import fisher_diagonal
+from permafrost.training import Batch, build_optimizer, cross_entropy
+from permafrost.training.steps import PlainStep, RecordedStep, recorder
+from permafrost.variants import variant_spec
+
+# What every stage takes, in units of what a process takes to begin: DVC's notes and MLflow too.
+_STAGE = 1.5
+_START = time.time() - psutil.Process().create_time()  # until this was imported
+_SEED_STAGES, _STAGES = 8, 4
+# How often something is timed, unless it takes longer in seconds.
+_CALLS, _ENOUGH = 3, 0.1
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What one of each takes on this machine, in seconds.
+
+    Attributes
+    ----------
+    start : float
+        A process until it computes.
+    step : float
+        A plain training step on a whole batch.
+    measured, explained, informed : float
+        An image that is answered, explained by a saliency map, or in the Fisher information.
+    pictures : float
+        The pictures of all filters of a network.
+    """
+
+    start: float
+    step: float
+    measured: float
+    explained: float
+    informed: float
+    pictures: float
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What `dvc repro` takes from scratch.
+
+    Attributes
+    ----------
+    trainings : int
+        Runs of all seeds, first tasks and trials among them.
+    steps : int
+        Of all trainings.
+    seconds : float
+        Until all stages are done.
+    megabytes : float
+        On the disk, DVC's cache included.
+    """
+
+    trainings: int
+    steps: int
+    seconds: float
+    megabytes: float
+
+    def __str__(self) -> str:
+        """Return it in a line."""
+        units = {"hours": 3600, "minutes": 60, "seconds": 1}
+        unit, length = next((u, s) for u, s in units.items() if self.seconds >= 2 * s or s == 1)
+        shown = f"{self.seconds / length:.{int(unit == 'hours')}f} {unit}"
+        return (
+            f"From scratch: {self.trainings} trainings, {self.steps:,} steps, about {shown} and "
+            f"{self.megabytes:,.0f} MB on this machine; what is stored is not computed again."
+        )
+
+
+def estimate(params: Params, sequence: TaskSequence, device: torch.device) -> Estimate:
+    """Count what the parameters ask for, and time one of each.
+
+    Parameters
+    ----------
+    params : Params
+        All of them.
+    sequence : TaskSequence
+        The tasks of one seed; only their sizes are read.
+    device : torch.device
+        Where the stages compute, as :func:`permafrost.devices.prepare_device` set it.
+    """
+    network = new_network(params, params.seeds[0]).to(device)
+    return _Counted(params, sequence, network, device).total(_costs(params, network, device))
+
+
+def _costs(params: Params, network: TaskNetwork, device: torch.device) -> Costs:
+    """Return what one of each takes; timed once for all that costs depend on."""
+    path = project_root() / ".permafrost" / "costs.json"
+    about = params.model_dump(include={"model", "train", "saliency", "visualize", "runtime"})
+    about |= machine_of(params, device) | {"image_size": params.split.height_and_width}
+    about["informed"] = _needs_fisher(params)
+    of = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
+    with suppress(InputError, TypeError, KeyError):
+        known = load_json(path)
+        if known["of"] == of:
+            return Costs(**known["costs"])
+    costs = _probe(params, network, device)
+    save_json(path, {"of": of, "costs": asdict(costs)})
+    return costs
+
+
+@dataclass(frozen=True)
+class _Counted:
+    params: Params
+    sequence: TaskSequence
+    network: TaskNetwork
+    device: torch.device
+
+    def total(self, costs: Costs) -> Estimate:
+        """Return what all stages take."""
+        params, seeds = self.params, len(self.params.seeds)
+        runs, trials, variants = self._runs(), self._trials(), self._variants()
+        pooled = dict.fromkeys([*trials, *(run for run in runs if run not in variants)])
+        seconds = _STAGE * costs.start * (_SEED_STAGES * seeds + _STAGES)
+        seconds += seeds * (self._first(costs) + self._explaining(costs))
+        seconds += sum(self._seconds(run, costs) for run in variants)
+        seconds += sum(self._seconds(run, costs) for run in pooled) / self._at_once()
+        steps = seeds * self._steps(0, params.train.epochs)
+        steps += sum(self._steps_of(run) for run in [*variants, *pooled])
+        return Estimate(seeds + len(variants) + len(pooled), steps, seconds, self._megabytes())
+
+    def _runs(self) -> list[RunSpec]:
+        first = {name: grid[0] for name, grid in grids(self.params).items()}
+        return sweep_runs(self.params, dict.fromkeys(heads(self.params), first))
+
+    def _trials(self) -> list[RunSpec]:
+        """Return the runs of the first seed by which hyperparameters are chosen."""
+        params, tried = self.params, grids(self.params)
+        first = {name: grid[0] for name, grid in tried.items()}
+        return [
+            method_run(params, name, -1, head, first | {name: hyper})
+            for head in heads(params)
+            for name, grid in tried.items()
+            if len(grid) > 1
+            for hyper in grid
+        ]
+
+    def _variants(self) -> list[RunSpec]:
+        return [variant_spec(self.params, seed) for seed in self.params.seeds]
+
+    def _steps(self, task: int, epochs: int) -> int:
+        return epochs * -(-len(self.sequence.tasks[task].train) // self.params.train.batch_size)
+
+    def _phases(self, run: RunSpec) -> list[tuple[int, int]]:
+        """Return the steps and epochs of a run's trainings."""
+        tasks, epochs = range(len(self.sequence.tasks)), self.params.train.epochs
+        if not STRATEGIES[run.strategy].continues:  # all tasks at once
+            passes = int(run.hyperparameters.get("passes", 1)) * epochs
+            return [(sum(self._steps(task, passes) for task in tasks), passes)]
+        strategy = run_strategy(self.params, run, None)
+        phases = [phase for task in tasks[1:] for phase in strategy.phases(self._lesson(run, task))]
+        return [(self._steps(phase.task, phase.epochs), phase.epochs) for phase in phases]
+
+    def _lesson(self, run: RunSpec, task: int) -> Lesson:
+        config = training_config(self.params, self.device)
+        return Lesson(self.network, task, self.sequence, config, run.head, 0, self.device)
+
+    def _steps_of(self, run: RunSpec) -> int:
+        return sum(steps for steps, _ in self._phases(run))
+
+    def _seconds(self, run: RunSpec, costs: Costs) -> float:
+        shown = sum(len(task.test) for task in self.sequence.tasks)
+        epochs = sum(epochs for _, epochs in self._phases(run))
+        cost = self._steps_of(run) * costs.step * STRATEGIES[run.strategy].step_cost
+        cost += epochs * shown * costs.measured
+        if run.metric and STRATEGIES[run.strategy].freezes_ranked:  # anew before each further task
+            later = range(1, len(self.sequence.tasks) - 1)
+            cost += sum(self._ranking(task, [run.metric], costs) for task in later)
+        return cost
+
+    def _ranking(self, task: int, criteria: list[str], costs: Costs) -> float:
+        images = len(self.sequence.tasks[task].train) * costs.explained
+        maps = images + costs.pictures if any(map(needs_maps, criteria)) else 0.0
+        return maps + (images if any(map(needs_images, criteria)) else 0.0)
+
+    def _first(self, costs: Costs) -> float:
+        epochs, first = self.params.train.epochs, self.sequence.tasks[0]
+        return self._steps(0, epochs) * costs.step + epochs * len(first.test) * costs.measured
+
+    def _explaining(self, costs: Costs) -> float:
+        """Return what the stages between the first task and the second take."""
+        seconds = self._ranking(0, ["mse", *self.params.rank.metrics], costs)
+        if _needs_fisher(self.params):
+            images = min(self.params.consolidate.fisher_images, len(self.sequence.tasks[0].train))
+            seconds += images * costs.informed
+        return seconds
+
+    def _at_once(self) -> int:
+        """Return how many runs of the sweep go on beside each other without being slowed."""
+        workers = self.params.sweep.workers
+        if self.device.type == "cuda":
+            return len(set(worker_devices(self.device, workers)))
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        return max(1, min(workers, (cores or 1) // self.params.runtime.threads))
+
+    def _megabytes(self) -> float:
+        weights = sum(value.nbytes for value in self.network.state_dict().values())
+        height, width = self.params.split.height_and_width
+        filters = sum(layer.out_channels for layer in conv_layers(self.network).values())
+        tasks = sum(
+            part.images.nbytes
+            for task in self.sequence.tasks
+            for part in (task.train, task.validation, task.test)
+        )
+        made = {STRATEGIES[name].knowledge for name in self.params.sweep.strategies} - {None}
+        # Weights after both tasks and the path integral; two tensors for each kind of knowledge; a
+        # picture and a map for each filter.
+        seed = (3 + 2 * len(made)) * weights + filters * 4 * height * width * 4 + tasks
+        runs = len({*self._runs(), *self._variants()}) + len(self._trials())
+        return (2 * len(self.params.seeds) * seed + runs * weights) / 1e6
+
+
+def _needs_fisher(params: Params) -> bool:
+    return any(STRATEGIES[name].knowledge is fisher_memory for name in params.sweep.strategies)
+
+
+def _probe(params: Params, network: TaskNetwork, device: torch.device) -> Costs:
+    """Time one of each, on images of zeros."""
+    model = network.view("shared", 0, 1)
+    config, explain = training_config(params, device), explain_config(params)
+    height, width = params.split.height_and_width
+
+    def images(count: int) -> Tensor:
+        return torch.zeros(count, 3, height, width, device=device)
+
+    def labels(count: int) -> Tensor:
+        return torch.zeros(count, dtype=torch.int64, device=device)
+
+    batch = Batch(images(config.batch_size), labels(config.batch_size), labels(1), 1, 1)
+    few = images_at_once(batch.images, on_cpu=64)
+    many = images_at_once(batch.images, on_cpu=256)
+
+    def measure() -> None:
+        with torch.no_grad(), measuring(model):
+            model(images(many))
+
+    def explain_few() -> None:
+        saliency_maps(model, images(few), labels(few), explain.method, reading=explain.reading)
+
+    def inform() -> None:
+        fisher_diagonal(model, [(images(2), labels(2))], [n for n, _ in model.named_parameters()])
+
+    measured = _seconds(measure) / many
+    explained = _seconds(explain_few) / few
+    pictures = sum(
+        _seconds_of_pictures(model, name, layer.out_channels, few, images(1)[0])
+        for name, layer in conv_layers(model).items()
+    )
+    fisher = _seconds(inform) / 2 if _needs_fisher(params) else 0.0
+    model.train()
+    optimizer = build_optimizer(
+        config.optimizer, model.parameters(), lr=0.0, momentum=config.momentum, weight_decay=0.0
+    )
+    plain = PlainStep(model, optimizer, cross_entropy, None, config.precision)
+    record = recorder(device)
+    take = RecordedStep(plain, config.batch_size, record) if record else plain
+    step = _seconds(lambda: take(batch))
+    model.eval()
+    return Costs(_START, step, measured, explained, fisher, pictures * explain.steps)
+
+
+def _seconds_of_pictures(
+    model: nn.Module, layer: str, filters: int, at_once: int, start: Tensor
+) -> float:
+    """Return what one step of all pictures of a layer takes."""
+    few = range(min(filters, at_once))
+    return _seconds(lambda: visualize_filters(model, layer, few, start=start, steps=1)) * (
+        filters / len(few)
+    )
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    """Time something a few times after one that does not count; return the median."""
+    found: list[float] = []
+    work()
+    while len(found) < _CALLS and sum(found) < _ENOUGH:
+        _wait()
+        began = time.perf_counter()
+        work()
+        _wait()
+        found.append(time.perf_counter() - began)
+    return median(found)
+
+
+def _wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
