@@ -161,7 +161,8 @@ class _Rehearsal:
             return
         if needs_images(criterion):
             model, classes = self.network.view("shared", 0, 1), len(self.tasks.tasks[0].classes)
-            scores = show_images(model, self._batches(0), classes, [criterion])
+            maps = _images(classes, self.params).mean(1)
+            scores = show_images(model, self._batches(0), classes, [criterion], maps)
             evidence = replace(evidence, class_scores=scores)
         order_layers(criterion, evidence, explain_config(self.params))
 

@@ -64,9 +64,9 @@ def batches():
 MEASUREMENTS = {
     **{name: lambda m, name=name: saliency_maps(m, X, LABELS, name) for name in SALIENCY_METHODS},
     **{
-        name: lambda m, name=name: filter_responses(m, [(X, LABELS)], 2, [name])
+        name: lambda m, name=name: filter_responses(m, [(X, LABELS)], 2, [name], X[:2].mean(1))
         for name in RESPONSES
-        if name != "relevance"  # watches by a copy of the network
+        if not name.startswith("relevance")  # watches by a copy of the network
     },
     "class_saliency": lambda m: class_saliency(m, [(X, LABELS)], 2),
     "completeness": lambda m: completeness_error(m, X, LABELS),

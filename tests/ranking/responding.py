@@ -37,9 +37,28 @@ def in_batches(images, labels, size=4):
     return zip(images.split(size), labels.split(size), strict=True)
 
 
+def class_maps(seed=6):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(CLASSES, 9, 10, generator=generator, dtype=torch.float64)
+
+
 def respond(model, criteria=RESPONSES, size=4, data=None):
     images, labels = data or labelled_images()
-    return filter_responses(model, in_batches(images, labels, size), CLASSES, criteria)
+    batches = in_batches(images, labels, size)
+    return filter_responses(model, batches, CLASSES, criteria, class_maps())
+
+
+def naive_maps(model, image):
+    """Run one image through; return the feature maps by convolution, and the logits."""
+    maps, x, layers = {}, image[None], list(model.named_children())
+    for index, (name, layer) in enumerate(layers):
+        x = F.relu(x) if isinstance(layer, nn.ReLU) else layer(x)
+        if isinstance(layer, nn.Conv2d):
+            conv = name
+            followed = isinstance(layers[index + 1][1], nn.BatchNorm2d)
+        if isinstance(layer, nn.BatchNorm2d) or (isinstance(layer, nn.Conv2d) and not followed):
+            maps[conv] = x
+    return maps, x
 
 
 def kept_logits(model, images, labels):

@@ -11,20 +11,16 @@ from torch import nn
 from torch.nn import functional as F
 
 from permafrost.ranking import RESPONSES, filter_responses, network_evidence
-from responding import CLASSES, Function, in_batches, labelled_images, respond, small_network
-
-
-def naive_maps(model, image):
-    """Run one image through; return the feature maps by convolution, and the logits."""
-    maps, x, layers = {}, image[None], list(model.named_children())
-    for index, (name, layer) in enumerate(layers):
-        x = F.relu(x) if isinstance(layer, nn.ReLU) else layer(x)
-        if isinstance(layer, nn.Conv2d):
-            conv = name
-            followed = isinstance(layers[index + 1][1], nn.BatchNorm2d)
-        if isinstance(layer, nn.BatchNorm2d) or (isinstance(layer, nn.Conv2d) and not followed):
-            maps[conv] = x
-    return maps, x
+from responding import (
+    CLASSES,
+    Function,
+    class_maps,
+    in_batches,
+    labelled_images,
+    naive_maps,
+    respond,
+    small_network,
+)
 
 
 def naive_values(model, image, label):
@@ -92,12 +88,12 @@ def naive_relevance(model, image, label):
 def test_scores_are_the_class_means_of_a_loop_over_images(batch_norm):
     model = small_network(batch_norm)
     images, labels = labelled_images()
-    scores = respond(model)
+    scores = respond(model, ["activation", "taylor", "fisher", "relevance"])
     by_image = [
         naive_values(model, image, label) | {"relevance": naive_relevance(model, image, label)}
         for image, label in zip(images, labels.tolist(), strict=True)
     ]
-    for criterion in RESPONSES:
+    for criterion in scores:
         for layer, values in scores[criterion].items():
             assert values.shape == (model.get_submodule(layer).out_channels, CLASSES)
             for label in range(CLASSES):
@@ -200,8 +196,9 @@ def test_batches_are_run_through_anew_where_they_can_be():
             yield from in_batches(*labelled_images())
 
     loader, model = Loader(), small_network()
-    found = filter_responses(model, loader, CLASSES, RESPONSES)
-    assert loader.passes == 2  # one for relevance
+    found = filter_responses(model, loader, CLASSES, RESPONSES, class_maps())
+    # One of their own for relevance, relevance_normalized, ablation, overlap and the two of paths.
+    assert loader.passes == 1 + 6
     assert list(found) == list(RESPONSES)
     for criterion, layers in respond(model).items():
         for layer, values in layers.items():
@@ -242,7 +239,7 @@ def test_the_model_is_left_as_it_was(criteria):
     before, state = snapshot(model), copy.deepcopy(model.state_dict())
     images, labels = labelled_images()
     given = images.clone()
-    filter_responses(model, [(images, labels)], CLASSES, criteria)
+    filter_responses(model, [(images, labels)], CLASSES, criteria, class_maps())
     assert torch.equal(images, given)
     assert not images.requires_grad
     assert_same(model, before, state)
@@ -349,19 +346,18 @@ def test_models_that_do_not_return_logits(criterion, wrap):
 
 @pytest.mark.parametrize("criterion", RESPONSES)
 def test_too_few_logits(criterion):
+    data = [(labelled_images(4)[0], torch.arange(4))]
     with pytest.raises(ValueError, match=r"labels must lie in 0\.\.2"):
-        filter_responses(
-            small_network(), [(labelled_images(4)[0], torch.arange(4))], 4, [criterion]
-        )
+        filter_responses(small_network(), data, 4, [criterion], torch.rand(4, 9, 10))
 
 
 def test_labels_may_be_a_list_or_of_another_integer_type():
     model, (images, labels) = small_network(), labelled_images()
-    expected = filter_responses(model, [(images, labels)], CLASSES, RESPONSES)
+    expected = filter_responses(model, [(images, labels)], CLASSES, RESPONSES, class_maps())
     for other in (labels.tolist(), labels.int(), labels.to(torch.uint8)):
-        found = filter_responses(model, [(images, other)], CLASSES, RESPONSES)
+        found = filter_responses(model, [(images, other)], CLASSES, RESPONSES, class_maps())
         for criterion, layers in expected.items():
             for layer, values in layers.items():
                 assert torch.equal(found[criterion][layer], values)
     with pytest.raises(ValueError, match="targets must be whole numbers"):
-        filter_responses(model, [(images, labels.double())], CLASSES, RESPONSES)
+        filter_responses(model, [(images, labels.double())], CLASSES, RESPONSES, class_maps())

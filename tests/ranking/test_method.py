@@ -17,7 +17,10 @@ from permafrost.ranking import method as ranking_method
 from responding import hand_made_evidence
 
 
-@pytest.mark.parametrize("criterion", ["random", "magnitude", "bn_gamma", *RESPONSES])
+@pytest.mark.parametrize(
+    "criterion",
+    ["random", "magnitude", "bn_gamma", *(name for name in RESPONSES if name != "overlap")],
+)
 def test_later_tasks_are_ranked_by_what_the_criterion_needs(
     criterion, make_network, make_sequence, monkeypatch
 ):
@@ -52,3 +55,22 @@ def test_combined_ranks_maps_against_one_map():
     # Each class by itself: filter 1 is class 0's map.
     _, orders = ranking_method.order_layers("mse", evidence, replace(config, aggregate="union"))
     assert orders["conv"].tolist()[0] == 1
+
+
+def test_later_tasks_are_explained_where_a_criterion_needs_class_maps(
+    make_network, make_sequence, monkeypatch
+):
+    def refuse(*_args, **_options):
+        raise AssertionError("pictures were made for a criterion that looks at none")
+
+    monkeypatch.setattr(ranking_method, "visualize_network", refuse)
+    sequence, model = make_sequence(), make_network().view("shared", 0, 1)
+    batches = Batches(sequence.tasks[0].train, sequence.normalization, "cpu")
+    config = ranking_method.ExplainConfig()
+    orders = ranking_method.rank_network(
+        model, batches, 2, sequence.normalization, "overlap", config, 0
+    )
+    maps = ranking_method.explain_classes(model, batches.ordered(64), 2, config).maps
+    scores = filter_responses(model, batches.ordered(64), 2, ["overlap"], maps)
+    for layer, values in scores["overlap"].items():
+        assert torch.equal(orders[layer], order_filters(values, "union"))

@@ -165,7 +165,11 @@ def test_known_criteria_are_all_usable():
     assert sorted(names) == sorted([*METRICS, *CONTROLS, *RESPONSES])
     assert list(METRICS) == ["mse", "pearson", "cosine", "spearman", "ssim", "sim", "js"]
     assert set(CONTROLS) == {"random", "magnitude", "bn_gamma"}
-    assert set(RESPONSES) == {"activation", "taylor", "fisher", "relevance"}
+    assert set(RESPONSES) == {
+        *("activation", "taylor", "taylor_signed", "fisher", "gradient", "attribution", "contrast"),
+        *("conductance", "fullgrad_terms", "overlap", "ablation"),
+        *("relevance", "relevance_normalized"),
+    }
     evidence = make_evidence()
     for name in names:
         check_criterion(name)

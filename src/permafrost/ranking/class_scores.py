@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,15 @@ from permafrost.explain._checks import (
     check_targets,
 )
 from permafrost.explain._scopes import explaining
-from permafrost.ranking.criteria import CRITERIA, RESPONSE, Criterion, check_layers, needs_images
+from permafrost.ranking.criteria import (
+    CRITERIA,
+    EXPLAINED,
+    RESPONSE,
+    Explained,
+    check_layers,
+    needs_class_maps,
+    needs_images,
+)
 from permafrost.ranking.features import feature_layers
 
 Key = TypeVar("Key")
@@ -27,22 +35,35 @@ ImageBatches = Iterable[tuple[Tensor, Tensor]]
 
 
 def filter_responses(
-    model: nn.Module, images_by_batches: ImageBatches, classes: int, criteria: Collection[str]
+    model: nn.Module,
+    images_by_batches: ImageBatches,
+    classes: int,
+    criteria: Collection[str],
+    class_maps: Tensor | None = None,
 ) -> dict[str, dict[str, Tensor]]:
     """Score the filters of every convolution for every class, by criteria that look at images.
 
-    With a the filter's feature map (H, W) and g = dL/da, where L is the cross entropy of the
-    image's own true label, an image gives each filter
+    With a the filter's feature map (H, W), g = dL/da, where L is the cross entropy of the image's
+    own true label, and h = df/da, where f is that label's logit, an image gives each filter
 
     - ``activation``: the mean of abs(a) over the positions;
     - ``taylor``: abs(mean of a * g over the positions) (Molchanov et al. 2017);
+    - ``taylor_signed``: the mean of a * g over the positions;
     - ``fisher``: (sum of a * g over the positions)^2 / 2 (Theis et al. 2018);
-    - ``relevance``: the sum over the positions of the relevance at the filter's output for the
-      true label's logit (Ede et al. 2022; :class:`permafrost.ranking.FilterRelevance`),
+    - ``gradient``: the sum of g^2 over the positions (Kang et al. 2022);
+    - ``attribution``: abs(sum of a * h over the positions);
+    - ``contrast``: the sum of a * h over the positions;
+    - ``conductance``, ``fullgrad_terms``: :mod:`permafrost.ranking.paths`;
+    - ``relevance``: the sum over the positions of the relevance at the filter's output for f
+      (Ede et al. 2022; :class:`permafrost.ranking.FilterRelevance`), and ``relevance_normalized``
+      the same as a share of the layer's,
 
-    and a class's score is its mean over the class's images, summed in float64. All response
-    criteria (:func:`permafrost.ranking.response_criterion`) take one forward and one backward pass
-    together; each network criterion, as ``relevance`` is one, has passes of its own.
+    and a class's score is its mean over the class's images, summed in float64; of
+    ``taylor_signed`` the absolute value of that, of ``contrast`` its distance from the mean of all
+    classes, of ``gradient`` a multiple of its layer's mean. ``overlap`` compares mean maps with the
+    classes' saliency maps, ``ablation`` silences filter by filter. All response criteria
+    (:func:`permafrost.ranking.response_criterion`) take together one forward and one backward pass
+    for L and one for f; each network criterion has passes of its own.
 
     Parameters
     ----------
@@ -59,6 +80,8 @@ def filter_responses(
         C.
     criteria : collection of str
         Some of ``RESPONSES``, or users' own.
+    class_maps : Tensor, shape (C, H, W), optional
+        The classes' saliency maps, for criteria that look at them.
 
     Returns
     -------
@@ -72,14 +95,15 @@ def filter_responses(
     InputError
         If a criterion is unknown, or a user's own gives unusable scores.
     ValueError
-        If a criterion looks at no images, a class has no image, a label is out of range, an image
-        is not finite, a convolution or the norm behind it runs twice, a BatchNorm keeps no running
-        statistics (its images would depend on each other), the model does not return logits, or
-        ``relevance`` is asked for and cannot explain the model.
+        If a criterion looks at no images, or at class maps and there are none, a class has no
+        image, a label is out of range, an image is not finite, a convolution or the norm behind it
+        runs twice, a BatchNorm keeps no running statistics (its images would depend on each other),
+        the model does not return logits, or ``relevance`` is asked for and cannot explain the
+        model.
     NotFiniteError
         If a logit or a response is not finite.
     """
-    _check_request(model, criteria)
+    _check_request(model, criteria, class_maps)
     functions = {name: CRITERIA.find(name) for name in criteria}
     together = {name: f for name, f in functions.items() if f.looks_at == RESPONSE}
     alone = {name: f for name, f in functions.items() if name not in together}
@@ -90,7 +114,8 @@ def filter_responses(
         found |= _response_scores(together, model, images_by_batches, classes)
     for name, function in alone.items():
         with explaining(model):
-            found[name] = function(model, images_by_batches, classes)
+            more = (class_maps,) if needs_class_maps(name) else ()
+            found[name] = function(model, images_by_batches, classes, *more)
     return {name: _checked_scores(model, name, found[name], classes) for name in criteria}
 
 
@@ -123,7 +148,7 @@ def class_means(
     sums: dict[Key, Tensor] = {}
     counts = torch.zeros(classes, dtype=torch.int64)
     for images, given in images_by_batches:
-        labels = _checked_labels(images, given, classes)
+        labels = checked_labels(images, given, classes)
         # A matrix product adds up in a fixed order on every device; index_add_ does not.
         members = F.one_hot(labels, classes).double()
         for key, values in measure(images, labels).items():
@@ -136,7 +161,7 @@ def class_means(
 
 
 def _response_scores(
-    functions: Mapping[str, Criterion], model: nn.Module, batches: ImageBatches, classes: int
+    functions: Mapping[str, Any], model: nn.Module, batches: ImageBatches, classes: int
 ) -> dict[str, dict[str, Tensor]]:
     """Score by all response criteria in one pass over the batches."""
     layers: dict[str, str] = {}
@@ -144,16 +169,30 @@ def _response_scores(
     def measure(images: Tensor, labels: Tensor) -> dict[tuple[str, str], Tensor]:
         with explaining(model):
             layers.update(layers or feature_layers(model, images[:1]))
-        return _measure(model, layers, functions, images, labels)
+        found: dict[tuple[str, str], Tensor] = {}
+        for of in EXPLAINED:
+            part = {name: f for name, f in functions.items() if f.of == of}
+            if part:
+                found |= _measure(model, layers, part, of, images, labels)
+        return found
 
     means = class_means(measure, batches, classes)
-    return {name: {layer: means[name, layer] for layer in layers} for name in functions}
+    return {
+        name: {layer: _finished(function, means[name, layer]) for layer in layers}
+        for name, function in functions.items()
+    }
+
+
+def _finished(function: Any, means: Tensor) -> Tensor:
+    finished: Tensor = function.finish(means) if function.finish else means
+    return finished
 
 
 def _measure(
     model: nn.Module,
     layers: Mapping[str, str],
-    functions: Mapping[str, Criterion],
+    functions: Mapping[str, Any],
+    of: Explained,
     images: Tensor,
     labels: Tensor,
 ) -> dict[tuple[str, str], Tensor]:
@@ -167,15 +206,46 @@ def _measure(
             what = f"criterion '{name}' of layer '{layer}'"
             values[name, layer] = check_result(what, found, tuple(feature_map.shape[:2]))
 
+    watch(model, layers, of, images, labels, evaluate)
+    return values
+
+
+def watch(
+    model: nn.Module,
+    layers: Mapping[str, str],
+    of: Explained,
+    images: Tensor,
+    labels: Tensor,
+    evaluate: Callable[[str, Tensor, Tensor], None],
+) -> None:
+    """Tell of each layer's feature map and gradient, in one forward and one backward pass.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Run in eval mode.
+    layers : mapping of str to str
+        By any names, the modules whose outputs are the feature maps.
+    of : {"loss", "logit"}
+        What the gradients are of.
+    images : Tensor, shape (N, 3, H, W)
+        Any.
+    labels : Tensor of int64, shape (N,)
+        Right answers.
+    evaluate : callable
+        Given a layer's name, its feature map and its gradient, both (N, F, h, w).
+    """
     with explaining(model), _watching(model, layers, evaluate):
         x = images.detach().clone().requires_grad_()
-        # A copy, since a network may begin with an in-place operation. The loss is summed, so
+        # A copy, since a network may begin with an in-place operation. The losses are summed, so
         # that each image's gradient is that of its own loss.
         logits = check_logits(model(x.clone()), labels, "labels")
-        loss = F.cross_entropy(logits, labels, reduction="sum")
+        if of == "loss":
+            explained = F.cross_entropy(logits, labels, reduction="sum")
+        else:
+            explained = logits.gather(1, labels[:, None]).sum()
         # Only the input's gradient is asked for, so no weight gradient is computed.
-        torch.autograd.grad(loss, x)
-    return values
+        torch.autograd.grad(explained, x)
 
 
 @contextmanager
@@ -217,16 +287,18 @@ def _checked_scores(
     return check_layers(criterion, found, filters, classes)
 
 
-def _check_request(model: nn.Module, criteria: Collection[str]) -> None:
+def _check_request(model: nn.Module, criteria: Collection[str], maps: Tensor | None) -> None:
     blind = [name for name in criteria if not needs_images(name)]
     if blind:
         raise ValueError(f"criterion '{blind[0]}' looks at no images")
+    if maps is None and (wanting := [name for name in criteria if needs_class_maps(name)]):
+        raise ValueError(f"criterion '{wanting[0]}' needs class maps")
     norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
     if any(norm.running_mean is None or norm.running_var is None for norm in norms):
         raise ValueError("a BatchNorm without running statistics lets images depend on each other")
 
 
-def _checked_labels(images: Tensor, given: Tensor | Sequence[int], classes: int) -> Tensor:
+def checked_labels(images: Tensor, given: Tensor | Sequence[int], classes: int) -> Tensor:
     """Refuse a batch that does not fit; return its labels as indices."""
     labels = check_targets(images, given)
     check_images(images, labels)

@@ -7,7 +7,7 @@ this package it has its own name; a user's own is ``module:function``.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Protocol, TypeVar, cast
+from typing import Any, Literal, Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -17,6 +17,9 @@ from permafrost.explain._checks import check_result
 from permafrost.ranking.evidence import Evidence
 from permafrost.registry import Registry
 
+# What a response is a response of.
+Explained = Literal["loss", "logit"]
+EXPLAINED: tuple[Explained, ...] = ("loss", "logit")
 MAPS, WEIGHTS, RESPONSE, NETWORK = "maps", "weights", "response", "network"
 
 
@@ -133,21 +136,42 @@ def weights_criterion(function: Function) -> Function:
     return _declare(function, WEIGHTS)
 
 
-def response_criterion(function: Function) -> Function:
+def response_criterion(
+    function: Callable[[Tensor, Tensor], Tensor] | None = None,
+    *,
+    of: Explained = "loss",
+    finish: Callable[[Tensor], Tensor] | None = None,
+) -> Any:
     """Declare a criterion that looks at how filters respond to images.
 
     Parameters
     ----------
     function : callable
-        Given a layer's feature map a and the gradient dL/da, both (N, F, H, W), it returns a number
+        Given a layer's feature map a and the gradient dy/da, both (N, F, H, W), it returns a number
         for each image and filter, (N, F); a filter's score for a class is the mean over the class's
-        images, and higher is better. L is the cross entropy of the image's own true label. It
-        leaves what it is given as it is.
+        images, and higher is better. It leaves what it is given as it is.
+    of : {"loss", "logit"}
+        What y is: the cross entropy of the image's own true label, or that label's logit.
+    finish : callable, optional
+        Given a layer's means (F, C), it returns the scores (F, C).
+
+    Returns
+    -------
+    callable
+        The function itself; a decorator where options are given.
     """
-    return _declare(function, RESPONSE)
+
+    def declare(function: Callable[[Tensor, Tensor], Tensor]) -> Any:
+        declared: Any = function
+        declared.of, declared.finish = of, finish
+        return _declare(declared, RESPONSE)
+
+    return declare if function is None else declare(function)
 
 
-def network_criterion(function: Function) -> Function:
+def network_criterion(
+    function: Callable[..., Mapping[str, Tensor]] | None = None, *, class_maps: bool = False
+) -> Any:
     """Declare a criterion that looks at network and images in any way.
 
     Parameters
@@ -157,8 +181,21 @@ def network_criterion(function: Function) -> Function:
         labels (N,), to be run through once, and the number of classes C, it returns scores (F, C)
         of every convolution that runs, by the convolutions' names; higher is better. It leaves the
         network as it is. :func:`permafrost.ranking.class_means` averages by class.
+    class_maps : bool
+        Whether it is given the classes' saliency maps too, (C, H, W), as a fourth argument.
+
+    Returns
+    -------
+    callable
+        The function itself; a decorator where options are given.
     """
-    return _declare(function, NETWORK)
+
+    def declare(function: Callable[..., Mapping[str, Tensor]]) -> Any:
+        declared: Any = function
+        declared.class_maps = class_maps
+        return _declare(declared, NETWORK)
+
+    return declare if function is None else declare(function)
 
 
 def _declare(function: Any, looks_at: str) -> Any:
@@ -170,6 +207,11 @@ def _declare(function: Any, looks_at: str) -> Any:
 def known_criteria() -> tuple[str, ...]:
     """Return the criteria of the package."""
     return tuple(CRITERIA)
+
+
+def needs_class_maps(criterion: str) -> bool:
+    """Tell whether a criterion that is shown images is given the classes' maps too."""
+    return bool(getattr(CRITERIA.find(criterion), "class_maps", False))
 
 
 def needs_maps(criterion: str) -> bool:

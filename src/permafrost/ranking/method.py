@@ -24,7 +24,12 @@ from permafrost.explain import (
     visualize_filters,
 )
 from permafrost.ranking.class_scores import filter_responses
-from permafrost.ranking.criteria import needs_images, needs_maps, score_filters
+from permafrost.ranking.criteria import (
+    needs_class_maps,
+    needs_images,
+    needs_maps,
+    score_filters,
+)
 from permafrost.ranking.evidence import Evidence, combine_classes, network_evidence
 from permafrost.ranking.selection import frozen_mask, order_filters
 
@@ -154,10 +159,14 @@ def visualize_network(
 
 
 def show_images(
-    model: nn.Module, batches: Batches, classes: int, criteria: Sequence[str]
+    model: nn.Module,
+    batches: Batches,
+    classes: int,
+    criteria: Sequence[str],
+    class_maps: Tensor | None = None,
 ) -> dict[str, dict[str, Tensor]]:
     """Score the filters for every class by criteria that look at images, as `filter_responses`."""
-    return filter_responses(model, _InOrder(batches), classes, criteria)
+    return filter_responses(model, _InOrder(batches), classes, criteria, class_maps)
 
 
 def in_order(batches: Batches) -> Iterator[tuple[Tensor, Tensor]]:
@@ -219,13 +228,15 @@ def rank_network(
         As :func:`explain_classes`, if the criterion looks at maps.
     """
     evidence = network_evidence(model, seed)
-    if needs_maps(criterion):
+    if needs_maps(criterion) or needs_class_maps(criterion):
         saliency = explain_classes(model, _InOrder(batches), classes, config)
+        evidence = replace(evidence, class_maps=saliency.maps)
+    if needs_maps(criterion):
         height, width = batches.images.shape[2:]
         _, maps = visualize_network(model, (height, width), normalization, config)
-        evidence = replace(evidence, filter_maps=maps, class_maps=saliency.maps)
+        evidence = replace(evidence, filter_maps=maps)
     elif needs_images(criterion):
-        scores = show_images(model, batches, classes, [criterion])
+        scores = show_images(model, batches, classes, [criterion], evidence.class_maps)
         evidence = replace(evidence, class_scores=scores)
     _, orders = order_layers(criterion, evidence, config)
     return orders

@@ -80,6 +80,43 @@ def relevance(
     return class_means(FilterRelevance(model), images_by_batches, classes)
 
 
+@network_criterion
+def relevance_normalized(
+    model: nn.Module, images_by_batches: Iterable[tuple[Tensor, Tensor]], classes: int
+) -> dict[str, Tensor]:
+    """Average each filter's share of its layer's relevance over the images of every class.
+
+    As :func:`relevance`, but each image's relevances are divided by the sum of their magnitudes in
+    the layer, as Relevance-based Neural Freezing does: an image of which the network is sure counts
+    no more than others, and layers can be compared.
+
+    Parameters
+    ----------
+    model, images_by_batches, classes
+        As for :func:`permafrost.ranking.filter_responses`.
+
+    Returns
+    -------
+    scores : dict[str, Tensor (F, C)]
+        By layer, -1..1.
+
+    References
+    ----------
+    As of :func:`relevance`.
+    """
+    measure = FilterRelevance(model)
+
+    def shares(images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        found = measure(images, labels)
+        sums = {layer: values.abs().sum(1, keepdim=True) for layer, values in found.items()}
+        return {
+            layer: values / torch.where(sums[layer] > 0, sums[layer], 1)
+            for layer, values in found.items()
+        }
+
+    return class_means(shares, images_by_batches, classes)
+
+
 class FilterRelevance:
     """Relevance of every filter for a logit, by layer-wise relevance propagation.
 

@@ -53,7 +53,7 @@ def read_maps(seed: int, evidence: Evidence) -> tuple[Evidence, list[str]]:
 
 
 def measure_responses(
-    workspace: Workspace, seed: int, network: TaskNetwork
+    workspace: Workspace, seed: int, network: TaskNetwork, class_maps: Tensor | None
 ) -> Mapping[str, Mapping[str, Tensor]]:
     """Show the network the first task's training images, if a criterion asks for it."""
     criteria = [metric for metric in workspace.params.rank.metrics if needs_images(metric)]
@@ -63,7 +63,7 @@ def measure_responses(
     task = sequence.tasks[0]
     batches = Batches(task.train, sequence.normalization, workspace.device)
     model = network.view("shared", 0, 1)
-    return method.show_images(model, batches, len(task.classes), criteria)
+    return method.show_images(model, batches, len(task.classes), criteria, class_maps)
 
 
 def run(seed: int) -> None:
@@ -92,7 +92,8 @@ def run(seed: int) -> None:
 
 def _rank(workspace: Workspace, seed: int, network: TaskNetwork, evidence: Evidence) -> Result:
     """Return the scores and orders of every layer's filters by every metric."""
-    evidence = replace(evidence, class_scores=measure_responses(workspace, seed, network))
+    measured = measure_responses(workspace, seed, network, evidence.class_maps)
+    evidence = replace(evidence, class_scores=measured)
     config = explain_config(workspace.params)
     tensors: dict[str, Tensor] = {}
     for metric in workspace.params.rank.metrics:
