@@ -19,6 +19,7 @@ from permafrost.models import build_network
 from permafrost.runs.store import RunStore
 from permafrost.strategies import (
     INTEGRAL,
+    Afc,
     CriticalLayer,
     Ewc,
     Finetune,
@@ -33,10 +34,12 @@ from permafrost.strategies import (
     Lesson,
     LinearProbe,
     Lwf,
+    Lwm,
     PackNet,
     PathIntegral,
     Progress,
     Replay,
+    Rrr,
     Si,
     common_parameters,
 )
@@ -230,6 +233,9 @@ def make_strategy(half_masks):
             "critical_layer": lambda: CriticalLayer(head),
             "fragile_layer": lambda: FragileLayer(head, 0.4),
             "replay": lambda: Replay(head),
+            "rrr": lambda: Rrr(head, 10.0),
+            "lwm": lambda: Lwm(head, 0.7, 2.0, 0.5),
+            "afc": lambda: Afc(head, 0.7, 2.0, 0.5),
             "freeze_ewc": lambda: FreezeEwc(head, Freeze(head, masks), Ewc(head, 30.0)),
             "freeze_lwf": lambda: FreezeLwf(head, Freeze(head, masks), Lwf(head, 0.7, 2.0)),
         }[name]()

@@ -127,6 +127,10 @@ class Batches:
             part = slice(start, start + batch_size)
             yield _standardize(self.images[part], self._mean, self._std), self.labels[part]
 
+    def at(self, positions: Tensor) -> Tensor:
+        """Return the images at these positions as they are, normalised, (N, 3, H, W)."""
+        return _standardize(self.images[positions], self._mean, self._std)
+
     def _pad(self, padding: int) -> Tensor:
         """Return the padded images, kept from one epoch to the next."""
         if self._padded[0] != padding:

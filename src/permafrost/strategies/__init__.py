@@ -1,5 +1,6 @@
 """Strategies: how the second and later tasks are learned, one file a strategy."""
 
+from permafrost.strategies.afc import Afc
 from permafrost.strategies.base import (
     STRATEGIES,
     Guard,
@@ -21,16 +22,19 @@ from permafrost.strategies.joint import Joint
 from permafrost.strategies.learner import Learner, Progress
 from permafrost.strategies.linear_probe import LinearProbe
 from permafrost.strategies.lwf import Lwf
+from permafrost.strategies.lwm import Lwm
 from permafrost.strategies.packnet import RETRAIN, PackNet
 from permafrost.strategies.path_integral import INTEGRAL, PathIntegral
 from permafrost.strategies.quadratic import common_parameters
 from permafrost.strategies.replay import Replay
+from permafrost.strategies.rrr import Rrr
 from permafrost.strategies.si import Si
 
 __all__ = [
     "INTEGRAL",
     "RETRAIN",
     "STRATEGIES",
+    "Afc",
     "CriticalLayer",
     "Ewc",
     "Finetune",
@@ -46,6 +50,7 @@ __all__ = [
     "Lesson",
     "LinearProbe",
     "Lwf",
+    "Lwm",
     "MaskSource",
     "Memory",
     "PackNet",
@@ -53,6 +58,7 @@ __all__ = [
     "Phase",
     "Progress",
     "Replay",
+    "Rrr",
     "Si",
     "Strategy",
     "common_parameters",

@@ -1,5 +1,6 @@
 """Experience replay (Chaudhry et al. 2019): a few old images are learned again with the new."""
 
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import ClassVar
@@ -47,19 +48,16 @@ class Replay(Strategy):
     def while_learning(self, lesson: Lesson, phase: Phase) -> AbstractContextManager[Guard]:
         """Mix the buffer's images into every batch."""
         del phase
-        buffers = [
-            Batches(_buffer(lesson.memory, task), lesson.sequence.normalization, lesson.device)
-            for task in range(lesson.learned)
-        ]
+        kept = buffers(lesson, lesson.memory, range(lesson.learned))
 
         def draw(batch: Batch) -> tuple[Tensor, ...]:
-            share = max(1, len(batch.labels) // len(buffers))
-            drawn = [_draw(lesson, old, share, batch, task) for task, old in enumerate(buffers)]
-            return tuple(tensor for pair in drawn for tensor in pair)
+            share = max(1, len(batch.labels) // len(kept))
+            drawn = [_draw(lesson, old, share, batch, task) for task, old in enumerate(kept)]
+            return tuple(tensor for parts in drawn for tensor in parts)
 
         def objective(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
             assert isinstance(model, nn.Sequential)
-            images, labels = batch.drawn[::2], batch.drawn[1::2]
+            images, labels = batch.drawn[::3], batch.drawn[1::3]
             sizes = [len(batch.labels), *map(len, labels)]
             new, *parts = model[:-1](torch.cat([batch.images, *images])).split(sizes)
             logits = model[-1](new)
@@ -83,16 +81,29 @@ class Replay(Strategy):
         return lesson.memory | buffer_memory(lesson)
 
 
-def _buffer(memory: Memory, task: int) -> LabeledImages:
-    return LabeledImages(memory[f"{task}/images"], memory[f"{task}/labels"])
+def buffers(lesson: Lesson, memory: Memory, tasks: Iterable[int]) -> list[Batches]:
+    """Return the images that are kept of tasks."""
+    return [
+        Batches(
+            LabeledImages(memory[f"{task}/images"], memory[f"{task}/labels"]),
+            lesson.sequence.normalization,
+            lesson.device,
+        )
+        for task in tasks
+    ]
 
 
 def _draw(
     lesson: Lesson, buffer: Batches, size: int, batch: Batch, task: int
-) -> tuple[Tensor, Tensor]:
-    """Draw augmented images by the step's own generator, so that a training can resume."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Draw augmented images by the step's own generator, so that a training can resume.
+
+    Returns
+    -------
+    tuple of (Tensor, Tensor, Tensor)
+        Images, labels and where they stand in the buffer.
+    """
     purpose = (lesson.seed, "replay", lesson.learned, task, batch.epoch, batch.step)
     config = lesson.config
     drawn = buffer.epoch(generator(*purpose), size, flip=config.flip, padding=config.padding)
-    images, labels, _ = next(drawn)
-    return images, labels
+    return next(drawn)

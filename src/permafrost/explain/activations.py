@@ -1,0 +1,165 @@
+"""Activations and attention maps that a loss can be made of: gradients flow through them."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+from permafrost.explain._scopes import explaining
+from permafrost.models.units import trace_flow
+
+_RELU: set[Callable[..., Any]] = {
+    F.relu, F.relu_, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_,
+}  # fmt: skip
+
+
+def activation_sizes(model: nn.Module, images: Tensor) -> dict[str, tuple[int, int]]:
+    """Return height and width of what each convolution gives, in the order in which they run.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Run in eval mode.
+    images : Tensor, shape (N, 3, H, W)
+        Any.
+    """
+    sizes: dict[str, tuple[int, int]] = {}
+
+    def note(name: str) -> Callable[..., None]:
+        def hook(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
+            sizes[name] = (output.shape[2], output.shape[3])
+
+        return hook
+
+    convs = {name: m for name, m in model.named_modules() if isinstance(m, nn.Conv2d)}
+    handles = [module.register_forward_hook(note(name)) for name, module in convs.items()]
+    try:
+        with explaining(model), torch.no_grad():
+            model(images)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return sizes
+
+
+def deepest_of_size(model: nn.Module, images: Tensor, least: int) -> str:
+    """Name the convolution, of those with so many positions in each direction, that runs last.
+
+    Raises
+    ------
+    ValueError
+        If none has.
+    """
+    sizes = activation_sizes(model, images)
+    found = [name for name, size in sizes.items() if min(size) >= least]
+    if not found:
+        raise ValueError(f"no convolution gives maps of {least} x {least} positions or more")
+    return found[-1]
+
+
+def block_ends(model: nn.Module, images: Tensor) -> list[str]:
+    """Name the last convolution of each size of maps, in the order in which they run."""
+    last = {size: name for name, size in activation_sizes(model, images).items()}
+    return list(last.values())
+
+
+@contextmanager
+def activations(model: nn.Module, convs: Mapping[str, str]) -> Iterator[dict[str, Tensor]]:
+    """Within the block, hold what convolutions gave: behind the norm, and the ReLU if one follows.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Any; each of the convolutions runs once within the block.
+    convs : mapping of str to str
+        Convolution to the module whose output is its feature map, as
+        :func:`feature_modules` gives them.
+
+    Yields
+    ------
+    dict of str to Tensor, shape (N, F, h, w)
+        By convolution. Each has a graph, or is where one begins.
+    """
+    found: dict[str, Tensor] = {}
+
+    def note(name: str) -> Callable[..., None]:
+        def hook(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
+            found[name] = _asking(output)
+
+        return hook
+
+    handles = [
+        model.get_submodule(module).register_forward_hook(note(conv))
+        for conv, module in convs.items()
+    ]
+    try:
+        with _ReLUs(found):
+            yield found
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def feature_modules(
+    model: nn.Module, convs: list[str], images: Tensor | None = None
+) -> dict[str, str]:
+    """Name the module whose output is the feature map of each convolution: its norm, or itself."""
+    norms = trace_flow(model, images).norms
+    return {conv: next(iter(norms[conv]), conv) for conv in convs}
+
+
+def _asking(output: Tensor) -> Tensor:
+    """Return what gradients can be taken with respect to."""
+    return output if output.requires_grad else output.requires_grad_(torch.is_grad_enabled())
+
+
+class _ReLUs(TorchFunctionMode):
+    """Within the block, put what a ReLU makes of a feature map in its place."""
+
+    def __init__(self, found: dict[str, Tensor]) -> None:
+        super().__init__()
+        self.found = found
+
+    def __torch_function__(
+        self,
+        function: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        if function not in _RELU:
+            return function(*args, **(kwargs or {}))
+        names = [name for name, given in self.found.items() if given is args[0]]
+        if names and args[0].is_leaf:  # an in-place ReLU cannot write over it
+            args = (args[0].clone(), *args[1:])
+        result = function(*args, **(kwargs or {}))
+        for name in names:
+            self.found[name] = result
+        return result
+
+
+def attention(activation: Tensor, chosen: Tensor) -> Tensor:
+    """Return Grad-CAM's maps, with a graph through activations and weights alike.
+
+    The map is ReLU(Σ_k α_k A_k), α_k the mean over positions of the chosen logit's gradient with
+    respect to A_k (Selvaraju et al. 2017, equations 1 and 2).
+
+    Parameters
+    ----------
+    activation : Tensor, shape (N, K, h, w)
+        A, of which the logits were made.
+    chosen : Tensor, shape (N,)
+        The logit that is explained of each image.
+
+    Returns
+    -------
+    Tensor, shape (N, h, w)
+        0 or more, of the layer's size, not rescaled.
+    """
+    (gradient,) = torch.autograd.grad(chosen.sum(), activation, create_graph=True)
+    weights = gradient.mean((2, 3), keepdim=True)
+    return (weights * activation).sum(1).relu()

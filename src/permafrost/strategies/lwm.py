@@ -1,0 +1,147 @@
+"""Learning without Memorizing (Dhar, Singh, Peng, Wu & Chellappa, CVPR 2019)."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import ClassVar, cast
+
+import torch
+from torch import Tensor, nn
+
+from permafrost.explain.activations import (
+    activations,
+    attention,
+    deepest_of_size,
+    feature_modules,
+)
+from permafrost.models import TaskNetwork
+from permafrost.models.scopes import evaluating
+from permafrost.strategies.base import Guard, Lesson, Memory, Phase, strategy
+from permafrost.strategies.lwf import Lwf
+from permafrost.strategies.old_heads import old_logits
+from permafrost.strategies.old_network import (
+    black_image,
+    old_network,
+    old_network_memory,
+    safe_norm,
+)
+from permafrost.training import Batch
+
+# Positions in each direction that the maps have at least, if any layer does.
+_LEAST = 7
+
+
+@strategy("lwm")
+@dataclass(frozen=True)
+class Lwm(Lwf):
+    """Keep where the old network looks, beside what it answers.
+
+    Minimises LwF's loss + γ · mean over images of ‖Q/‖Q‖₂ − Q'/‖Q'‖₂‖₁ (equation 3), where Q and Q'
+    are the new and the old network's Grad-CAM maps of the old class that the old network answers
+    with, as vectors; a map of zeros stays zeros. The gradient flows through the map, through its
+    channels' weights too. In the paper the maps are of the last convolution, here of the deepest
+    one with at least 7 x 7 positions, behind its norm and ReLU: on small images the last one has
+    too few. Maps are made in eval mode. The paper gives no γ.
+
+    FACIL's implementation makes its maps without a graph, so that γ moves no weight there.
+
+    Attributes
+    ----------
+    attention : float
+        γ.
+    """
+
+    attention: float = 1.0
+
+    knowledge = old_network_memory
+    hyper: ClassVar[dict[str, tuple[float, float]]] = {**Lwf.hyper, "attention": (0, 1e6)}
+    step_cost: ClassVar[float] = 2.5
+
+    @contextmanager
+    def while_learning(self, lesson: Lesson, phase: Phase) -> Iterator[Guard]:
+        """Add the maps' distance to LwF's loss."""
+        old = old_network(lesson)
+        layer = attention_layer(lesson, old)
+        with super().while_learning(lesson, phase) as plain:
+
+            def objective(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+                loss, logits, labels = plain.objective(model, batch)
+                before, answered = old_map(old, lesson, layer, batch.images)
+                now = class_map(lesson.network, lesson, layer, batch.images, answered)
+                return loss + self.attention * map_distance(now, before), logits, labels
+
+            yield replace(plain, objective=objective)
+
+    def after_phase(self, lesson: Lesson, phase: Phase, guard: Guard) -> Memory:
+        """Keep the network that has learned the task."""
+        del phase, guard
+        return lesson.memory if lesson.is_last else old_network_memory(lesson)
+
+
+def attention_layer(lesson: Lesson, network: TaskNetwork) -> dict[str, str]:
+    """Return the convolution whose maps are compared, and the module that gives its feature map."""
+    images = black_image(lesson)
+    view = network.view("shared", 0, 1)
+    least = min(_LEAST, *images.shape[2:])
+    return feature_modules(view, [deepest_of_size(view, images, least)], images)
+
+
+def class_map(
+    network: TaskNetwork,
+    lesson: Lesson,
+    layer: dict[str, str],
+    images: Tensor,
+    chosen: Tensor | None = None,
+) -> Tensor:
+    """Return Grad-CAM maps (N, h, w) of an old class each, with a graph.
+
+    Parameters
+    ----------
+    network : TaskNetwork
+        Run in eval mode.
+    lesson : Lesson
+        Says which classes are old.
+    layer : dict of str to str
+        As :func:`attention_layer` gives it.
+    images : Tensor, shape (N, 3, H, W)
+        To be explained.
+    chosen : Tensor of int64, shape (N,), optional
+        Which of the old classes, over all old heads; by default the one that is answered with.
+    """
+    return _explained(network, lesson, layer, images, chosen)[0]
+
+
+def old_map(
+    old: TaskNetwork, lesson: Lesson, layer: dict[str, str], images: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return the old network's maps, without a graph, and the old classes that it answers with."""
+    maps, chosen = _explained(old, lesson, layer, images, None)
+    return maps.detach(), chosen
+
+
+def _explained(
+    network: TaskNetwork,
+    lesson: Lesson,
+    layer: dict[str, str],
+    images: Tensor,
+    chosen: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    view = cast(nn.Sequential, network.view("shared", 0, 1))
+    with torch.enable_grad(), evaluating(view), activations(view, layer) as found:
+        embedding = view[:-1](images)
+        logits = torch.cat(old_logits(network, lesson.head, lesson.learned, embedding), dim=1)
+        if chosen is None:
+            chosen = logits.argmax(1)
+        picked = logits.gather(1, chosen[:, None])
+        (activation,) = found.values()
+        return attention(activation, picked), chosen
+
+
+def map_distance(new: Tensor, old: Tensor) -> Tensor:
+    """Return the mean over images of the L1 distance of maps (N, h, w), each of L2 norm 1 or 0."""
+    return (_unit(new) - _unit(old)).abs().sum(1).mean()
+
+
+def _unit(maps: Tensor) -> Tensor:
+    flat = maps.flatten(1)
+    return flat / safe_norm(flat.square().sum(1, keepdim=True))

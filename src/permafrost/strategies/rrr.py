@@ -1,0 +1,110 @@
+"""Remembering for the Right Reasons (Ebrahimi et al., ICLR 2021)."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import ClassVar, cast
+
+import torch
+from torch import Tensor, nn
+
+from permafrost.explain.activations import activations, attention
+from permafrost.models.scopes import evaluating
+from permafrost.strategies.base import Guard, Lesson, Memory, Phase, strategy
+from permafrost.strategies.lwm import attention_layer
+from permafrost.strategies.old_heads import head_logits
+from permafrost.strategies.replay import Replay, buffer_memory, buffers
+from permafrost.training import Batch
+
+
+def explained_buffer_memory(lesson: Lesson) -> Memory:
+    """Draw a buffer of the task that was just learned, with each image's map of its true class."""
+    memory, task = buffer_memory(lesson), lesson.learned
+    (own,) = buffers(lesson, memory, [task])
+    layer = attention_layer(lesson, lesson.network)
+    maps = [
+        true_class_maps(lesson, layer, task, images, labels).detach().cpu()
+        for images, labels in own.ordered(64)
+    ]
+    return memory | {f"{task}/maps": torch.cat(maps)}
+
+
+def true_class_maps(
+    lesson: Lesson, layer: dict[str, str], task: int, images: Tensor, labels: Tensor
+) -> Tensor:
+    """Return Grad-CAM maps (N, h, w) of images' true classes, with a graph; labels count from 0."""
+    network = lesson.network
+    view = cast(nn.Sequential, network.view("shared", 0, 1))
+    with torch.enable_grad(), evaluating(view), activations(view, layer) as found:
+        embedding = view[:-1](images)
+        logits = head_logits(network, lesson.head, task, lesson.learned + 1, embedding)
+        chosen = labels + network.label_offset(lesson.head, task)
+        (activation,) = found.values()
+        return attention(activation, logits.gather(1, chosen[:, None]))
+
+
+@strategy("rrr")
+@dataclass(frozen=True)
+class Rrr(Replay):
+    """Replay old images, and let them be answered for the old reasons.
+
+    Minimises replay's loss + λ · mean over old images and positions of |M − M'| (equation 4), where
+    M is the network's Grad-CAM map of an old image's true class and M' the one that was stored when
+    the image entered the buffer; the maps' bytes count as memory. The gradient flows through the
+    map, through its channels' weights too. Layer and mode are as in ``lwm``. The images that are
+    explained are the buffer's own, unaugmented, as those whose maps were stored; as many of each
+    task as are replayed in the step.
+
+    The authors' code explains the predicted class, and its maps have no graph: there λ moves no
+    weight, as we read it. λ is that of their configuration for CUB-200.
+
+    Attributes
+    ----------
+    reasons : float
+        λ.
+    """
+
+    reasons: float = 100.0
+
+    knowledge = explained_buffer_memory
+    hyper: ClassVar[dict[str, tuple[float, float]]] = {"reasons": (0, 1e6)}
+    remark: ClassVar[str] = "keeps old images and maps"
+    step_cost: ClassVar[float] = 4.0
+
+    @contextmanager
+    def while_learning(self, lesson: Lesson, phase: Phase) -> Iterator[Guard]:
+        """Add the maps' distance to replay's loss."""
+        tasks = range(lesson.learned)
+        owned = buffers(lesson, lesson.memory, tasks)
+        stored = [lesson.memory[f"{task}/maps"].to(lesson.device) for task in tasks]
+        layer = attention_layer(lesson, lesson.network)
+        with super().while_learning(lesson, phase) as plain:
+            assert plain.draw is not None
+            replayed = plain.draw
+
+            def draw(batch: Batch) -> tuple[Tensor, ...]:
+                drawn = replayed(batch)
+                positions = drawn[2::3]
+                clean = [buffer.at(chosen) for buffer, chosen in zip(owned, positions, strict=True)]
+                maps = [kept[chosen] for kept, chosen in zip(stored, positions, strict=True)]
+                return (*drawn, *clean, *maps)
+
+            def objective(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+                count = 3 * len(tasks)
+                replay = replace(batch, drawn=batch.drawn[:count])
+                clean, kept = batch.drawn[count : count + len(tasks)], batch.drawn[-len(tasks) :]
+                loss, logits, labels = plain.objective(model, replay)
+                apart = [
+                    (true_class_maps(lesson, layer, task, clean[task], right) - kept[task])
+                    .abs()
+                    .mean()
+                    for task, right in enumerate(replay.drawn[1::3])
+                ]
+                return loss + self.reasons * torch.stack(apart).mean(), logits, labels
+
+            yield replace(plain, objective=objective, draw=draw)
+
+    def after_phase(self, lesson: Lesson, phase: Phase, guard: Guard) -> Memory:
+        """Keep some images of the task that was learned, with their maps."""
+        del phase, guard
+        return lesson.memory if lesson.is_last else lesson.memory | explained_buffer_memory(lesson)

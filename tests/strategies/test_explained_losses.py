@@ -1,0 +1,311 @@
+"""Losses made of explanations: LwM, RRR and AFC, against plain computations."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from captum.attr import LayerGradCam
+from torch import nn
+from torch.nn import functional as F
+
+from lessons import HEADS, SGD, all_images, learn, make_lesson, one_batch, random
+from permafrost.explain import activations as explain_activations
+from permafrost.explain.activations import block_ends, deepest_of_size
+from permafrost.strategies import Afc, Keep, Lwf, Lwm, Phase, Replay, Rrr, afc, lwm, rrr
+from permafrost.strategies.old_heads import old_logits
+
+CLOSE = {"rtol": 1e-8, "atol": 1e-11}
+# Each method with its strength at 1 and at 0, and the field of its strength.
+METHODS = {
+    "lwm": (Lwm, {"weight": 0.7}, "attention"),
+    "afc": (Afc, {"weight": 0.7}, "consolidation"),
+    "rrr": (Rrr, {}, "reasons"),
+}
+
+
+@pytest.fixture
+def make_lesson_of(make_stirred, make_sequence):
+    """Return a builder of lessons of a third task, in float64; weights have moved since."""
+
+    def build(made, head="multi"):
+        network, sequence = make_stirred(tasks=3, width=0.1), make_sequence(tasks=3)
+        lesson = make_lesson(network, sequence, 1, head, keep=Keep(buffer_images=5))
+        memory = made.knowledge(replace(lesson, learned=0)) if made is Rrr else {}
+        memory |= made.knowledge(lesson)
+        draw = random(5)
+        with torch.no_grad():
+            for value in network.double().parameters():
+                noise = torch.randn(value.shape, generator=draw, dtype=value.dtype)
+                value += 0.05 * value.abs().mean() * noise
+        return replace(lesson, learned=2, memory=memory)
+
+    return build
+
+
+def batch_of(lesson, guard):
+    batch = one_batch(lesson.sequence, 2)
+    offset = lesson.network.label_offset(lesson.head, 2)
+    batch = replace(batch, images=batch.images.double(), labels=batch.labels + offset)
+    drawn = guard.draw(batch) if guard.draw else ()
+    as_double = (t.double() if t.is_floating_point() else t for t in drawn)
+    return replace(batch, drawn=tuple(as_double))
+
+
+def make(name, head="multi", strength=1.0):
+    made, options, field = METHODS[name]
+    return made(head, **options, **{field: strength})
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("name", METHODS)
+def test_gradients_are_those_of_finite_differences(make_lesson_of, name, head):
+    """In every direction that was tried, of all weights at once; maps are taken in eval mode."""
+    strategy = make(name, head, strength=3.0)
+    if name != "rrr":
+        strategy = replace(strategy, weight=0.0)  # LwF's recorded answers are float32
+    lesson = make_lesson_of(type(strategy), head)
+    view = lesson.view(2).eval()
+    with strategy.while_learning(lesson, Phase(2, 1)) as guard:
+        batch = batch_of(lesson, guard)
+        parameters = [
+            value
+            for key, value in lesson.network.named_parameters()
+            # An old task's own head does not move.
+            if head != "multi" or not key.startswith(("heads.0", "heads.1"))
+        ]
+
+        def loss():
+            return guard.objective(view, batch)[0]
+
+        gradients = torch.autograd.grad(loss(), parameters, allow_unused=True)
+        draw = random(9)
+        for _ in range(3):
+            step = [torch.randn(p.shape, generator=draw, dtype=p.dtype) * 1e-7 for p in parameters]
+            slopes = [(g * s).sum() for g, s in zip(gradients, step, strict=True) if g is not None]
+            ends = []
+            for sign in (1, -1):
+                with torch.no_grad():
+                    for parameter, part in zip(parameters, step, strict=True):
+                        parameter += sign * part
+                ends.append(loss().item())
+                with torch.no_grad():
+                    for parameter, part in zip(parameters, step, strict=True):
+                        parameter -= sign * part
+            expected = (ends[0] - ends[1]) / 2
+            assert sum(slopes).item() == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_strength_moves_weights(make_network, make_sequence, monkeypatch, name):
+    """Through the maps' graph: without it no strength does."""
+
+    def train(strength):
+        network, sequence = make_network(tasks=2, width=0.1), make_sequence(train=6)
+        lesson = make_lesson(network, sequence, 0, keep=Keep(buffer_images=5))
+        strategy = make(name, strength=strength)
+        with torch.no_grad():  # the network that learns is no longer the one that was explained
+            memory = type(strategy).knowledge(lesson)
+            for value in network.features.parameters():
+                value += 0.3 * torch.randn(value.shape, generator=random(1)) * value.abs().mean()
+        learn(strategy, network, sequence, SGD, memory, keep=Keep(buffer_images=5))
+        return network.features.state_dict()
+
+    plain, strong = train(0.0), train(10.0)
+    first = "0.weight"
+    assert not torch.equal(plain[first], strong[first])
+    if name == "afc":
+        monkeypatch.setattr(afc, "map_distance", lambda *maps: torch.zeros(()))
+    else:
+        real = explain_activations.attention
+        module = {"lwm": lwm, "rrr": rrr}[name]
+        monkeypatch.setattr(module, "attention", lambda *given: real(*given).detach())
+    assert torch.equal(plain[first], train(10.0)[first])
+
+
+@pytest.mark.parametrize(("name", "plain"), [("lwm", Lwf), ("afc", Lwf), ("rrr", Replay)])
+def test_without_strength_it_is_what_it_builds_on(make_lesson_of, name, plain):
+    strategy = make(name, strength=0.0)
+    lesson = make_lesson_of(type(strategy))
+    view = lesson.view(2).eval()
+    losses = []
+    for each in (strategy, plain("multi", **METHODS[name][1])):
+        with each.while_learning(lesson, Phase(2, 1)) as guard:
+            losses.append(guard.objective(view, batch_of(lesson, guard))[0])
+    assert losses[0] == losses[1]
+
+
+def naive_grad_cam(network, lesson, layer, image, chosen):
+    """Explain one image by Captum, behind the ReLU that follows the layer's norm."""
+    view = network.view("shared", 0, 1)
+    place = [name for name, _ in view.features.named_children()].index(layer.split(".")[1])
+    relu = next(m for m in list(view.features)[place:] if isinstance(m, nn.ReLU))
+
+    class Old(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = view[:-1]
+
+        def forward(self, images):
+            embedding = self.body(images)
+            return torch.cat(old_logits(network, lesson.head, lesson.learned, embedding), dim=1)
+
+    for module in view.modules():
+        if isinstance(module, nn.ReLU):
+            module.inplace = False
+    found = LayerGradCam(Old().eval(), relu).attribute(
+        image[None], target=chosen, relu_attributions=True
+    )
+    return found[0, 0].detach()
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_lwm_compares_captums_maps_of_the_class_that_the_old_network_answers(make_lesson_of, head):
+    strategy = make("lwm", head, strength=2.0)
+    lesson = make_lesson_of(Lwm, head)
+    old = lwm.old_network(lesson)
+    layer = deepest_of_size(lesson.network.view("shared", 0, 1), one_image(lesson), 7)
+    with strategy.while_learning(lesson, Phase(2, 1)) as guard:
+        batch = batch_of(lesson, guard)
+        view = lesson.view(2).eval()
+        loss = guard.objective(view, batch)[0]
+        with Lwf(head, weight=0.7).while_learning(lesson, Phase(2, 1)) as plain:
+            expected = plain.objective(view, batch)[0]
+    distances = []
+    for image in batch.images:
+        embedding = old.view("shared", 0, 1)[:-1](image[None])
+        logits = torch.cat(old_logits(old, head, 2, embedding), dim=1)
+        maps = [
+            naive_grad_cam(network, lesson, layer, image, int(logits.argmax()))
+            for network in (lesson.network, old)
+        ]
+        units = [m / m.norm() if m.norm() > 0 else m for m in maps]
+        distances.append((units[0] - units[1]).abs().sum())
+    assert min(distances) > 0
+    torch.testing.assert_close(loss, expected + 2.0 * torch.stack(distances).mean(), **CLOSE)
+
+
+def one_image(lesson):
+    dtype = next(lesson.network.parameters()).dtype
+    return all_images(lesson.sequence.tasks[0].train, lesson.sequence)[:1].to(dtype)
+
+
+def test_maps_of_zeros_stay_zeros():
+    zeros, ones = torch.zeros(2, 3, 3, requires_grad=True), torch.ones(2, 3, 3)
+    distance = lwm.map_distance(zeros, ones)
+    assert distance.item() == pytest.approx(9 / 3)
+    (gradient,) = torch.autograd.grad(distance, zeros)
+    assert gradient.isfinite().all()
+    assert lwm.map_distance(zeros, zeros) == 0
+
+
+def test_afc_by_hand():
+    draw = random(2)
+    new, old = (torch.randn(2, 3, 4, 5, generator=draw).double() for _ in range(2))
+    weights = torch.tensor([0.5, 2.0, 0.0]).double()
+    total = 0.0
+    for image in range(2):
+        for channel in range(3):
+            pair = [z[image, channel].flatten() ** 2 for z in (new, old)]
+            units = [p / p.norm() for p in pair]
+            total += weights[channel] * (units[0] - units[1]).norm()
+    found = afc.map_distance(
+        {"a": new, "b": new}, {"a": old, "b": new}, {"a": weights, "b": weights}
+    )
+    torch.testing.assert_close(found, total / 6 / 2, **CLOSE)  # the second layer has not moved
+
+
+def test_afcs_distance_has_a_gradient_where_nothing_has_moved():
+    maps = torch.rand(1, 2, 3, 3, requires_grad=True)
+    dead = torch.zeros(1, 2, 3, 3, requires_grad=True)
+    ones = torch.ones(2)
+    for new in (maps, dead):
+        distance = afc.map_distance({"a": new}, {"a": new.detach()}, {"a": ones})
+        (gradient,) = torch.autograd.grad(distance, new)
+        assert not gradient.any()
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_afcs_importance_is_of_each_image_alone(make_stirred, make_sequence, head):
+    network, sequence = make_stirred(tasks=3, width=0.1), make_sequence(tasks=3)
+    lesson = make_lesson(network, sequence, 1, head)
+    found = afc.importance(lesson)
+    view = lesson.view(1)
+    ends = block_ends(view, one_image(lesson))
+    assert list(found) == ends
+    sums = dict.fromkeys(ends, 0.0)
+    train = sequence.tasks[1].train
+    for image, label in zip(all_images(train, sequence), train.labels, strict=True):
+        kept, x = {}, image[None]
+        layers = list(view.features.named_children())
+        for place, (_, layer) in enumerate(layers):
+            x = F.relu(x) if isinstance(layer, nn.ReLU) else layer(x)
+            if isinstance(layer, nn.ReLU):
+                kept[f"features.{layers[place - 2][0]}"] = x
+        target = label + network.label_offset(head, 1)
+        loss = F.cross_entropy(view.head(x.mean((2, 3))), target[None])
+        gradients = torch.autograd.grad(loss, [kept[name] for name in ends])
+        for name, gradient in zip(ends, gradients, strict=True):
+            sums[name] = sums[name] + gradient[0].square().sum((1, 2))
+    for name, total in sums.items():
+        torch.testing.assert_close(found[name], total / total.mean(), rtol=1e-4, atol=1e-6)
+        assert found[name].mean() == pytest.approx(1, rel=1e-5)
+
+
+def test_afcs_strength_grows_with_the_classes_seen(make_lesson_of):
+    lesson = make_lesson_of(Afc)
+    view, losses = lesson.view(2).eval(), []
+    for strength in (0.0, 1.0, 2.0):
+        with make("afc", strength=strength).while_learning(lesson, Phase(2, 1)) as guard:
+            losses.append(guard.objective(view, batch_of(lesson, guard))[0])
+    torch.testing.assert_close(losses[2] - losses[0], 2 * (losses[1] - losses[0]), **CLOSE)
+    layers = afc.part_of(lesson.memory, afc.IMPORTANCE)
+    old = afc.old_network(lesson).view("shared", 0, 1)
+    modules = explain_activations.feature_modules(old, list(layers), one_image(lesson))
+    images, maps = batch_of(lesson, guard).images, []
+    for model in (view, old):
+        with torch.no_grad(), explain_activations.activations(model, modules) as found:
+            model(images)
+        maps.append(dict(found))
+    expected = (6 / 2) ** 0.5 * afc.map_distance(*maps, layers)
+    torch.testing.assert_close(losses[1] - losses[0], expected, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_rrr_compares_the_stored_maps_of_true_classes(make_lesson_of, head):
+    strategy = make("rrr", head, strength=2.0)
+    lesson = make_lesson_of(Rrr, head)
+    layer = deepest_of_size(lesson.network.view("shared", 0, 1), one_image(lesson), 7)
+    assert lesson.memory["0/maps"].shape == (5, 8, 8)
+    with strategy.while_learning(lesson, Phase(2, 1)) as guard:
+        batch = batch_of(lesson, guard)
+        view = lesson.view(2).eval()
+        loss = guard.objective(view, batch)[0]
+        with Replay(head).while_learning(lesson, Phase(2, 1)) as plain:
+            expected = plain.objective(view, replace(batch, drawn=batch.drawn[:6]))[0]
+    distances = []
+    for task in (0, 1):
+        labels, positions = batch.drawn[3 * task + 1], batch.drawn[3 * task + 2]
+        clean = lesson.memory[f"{task}/images"]
+        each = []
+        for label, position in zip(labels, positions, strict=True):
+            image = all_images(replace_images(lesson, clean), lesson.sequence)[position].double()
+            chosen = int(label) + (0 if head == "shared" else 2 * task)
+            now = naive_grad_cam(lesson.network, lesson, layer, image, chosen)
+            each.append((now - lesson.memory[f"{task}/maps"][position]).abs().mean())
+        distances.append(torch.stack(each).mean())
+    torch.testing.assert_close(
+        loss, expected + 2.0 * torch.stack(distances).mean(), rtol=1e-5, atol=1e-6
+    )
+
+
+def replace_images(lesson, images):
+    return replace(lesson.sequence.tasks[0].train, images=images, labels=torch.zeros(len(images)))
+
+
+def test_what_is_kept_counts_as_memory(make_lesson_of):
+    for name, (made, options, _) in METHODS.items():
+        lesson = make_lesson_of(made)
+        kept = made("multi", **options).memory_bytes(lesson.sequence, lesson.memory)
+        body = sum(v.nbytes for v in lesson.network.float().state_dict().values())
+        maps = sum(lesson.memory[f"{task}/maps"].nbytes for task in (0, 1)) if name == "rrr" else 0
+        assert kept >= (maps or body)
