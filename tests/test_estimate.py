@@ -45,7 +45,7 @@ def test_trainings_and_steps_by_hand(in_project, make_sequence):
     # under two heads in two lengths, packnet, critical_layer; the variant is one of them.
     assert found.trainings == 2 * (1 + 1 + 4 + 4 + 1 + 1) + 2  # two trials
     task = 2 * 2  # steps of two epochs
-    plain, joint = 2 * task, 2 * 3 * task * (1 + 3)
+    plain, joint = 2 * task, 2 * 3 * task * (1 + 3)  # 24 images are six batches
     packnet = 2 * (task + task // 2)
     per_seed = task + plain + 4 * plain + joint + packnet + 2 * plain
     assert found.steps == 2 * per_seed + 2 * plain

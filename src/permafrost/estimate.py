@@ -7,12 +7,14 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from statistics import median
 
 import psutil
 import torch
 from torch import Tensor, nn
 
+from permafrost import __version__
 from permafrost.artifacts import load_json, save_json
 from permafrost.data import TaskSequence
 from permafrost.devices import images_at_once, worker_devices
@@ -30,10 +32,13 @@ from permafrost.params import Params
 from permafrost.paths import project_root
 from permafrost.plan import grids, heads, method_run, sweep_runs
 from permafrost.ranking import needs_images, needs_maps
+from permafrost.ranking.ablation import IMAGES as SILENCED_IMAGES
+from permafrost.ranking.criteria import FILTERS, passes_of
 from permafrost.runs.spec import RunSpec
 from permafrost.strategies import STRATEGIES, Lesson
 from permafrost.strategies.ewc import fisher_memory
 from permafrost.strategies.fisher import fisher_diagonal
+from permafrost.strategies.si import integral_memory
 from permafrost.training import Batch, build_optimizer, cross_entropy
 from permafrost.training.steps import PlainStep, RecordedStep, recorder
 from permafrost.variants import variant_spec
@@ -122,8 +127,12 @@ def _costs(params: Params, network: TaskNetwork, device: torch.device) -> Costs:
     """Return what one of each takes; timed once for all that costs depend on."""
     path = project_root() / ".permafrost" / "costs.json"
     about = params.model_dump(include={"model", "train", "saliency", "visualize", "runtime"})
-    about |= machine_of(params, device) | {"image_size": params.split.height_and_width}
-    about["informed"] = _needs_fisher(params)
+    about |= machine_of(params, device) | {
+        "image_size": params.split.height_and_width,
+        "classes": params.split.sizes,
+        "informed": _needs_fisher(params),
+        "version": __version__,
+    }
     of = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
     with suppress(InputError, TypeError, KeyError):
         known = load_json(path)
@@ -145,14 +154,17 @@ class _Counted:
         """Return what all stages take."""
         params, seeds = self.params, len(self.params.seeds)
         runs, trials, variants = self._runs(), self._trials(), self._variants()
-        pooled = dict.fromkeys([*trials, *(run for run in runs if run not in variants)])
+        pooled = dict.fromkeys(run for run in runs if run not in variants)
         seconds = _STAGE * costs.start * (_SEED_STAGES * seeds + _STAGES)
         seconds += seeds * (self._first(costs) + self._explaining(costs))
         seconds += sum(self._seconds(run, costs) for run in variants)
-        seconds += sum(self._seconds(run, costs) for run in pooled) / self._at_once()
+        sweep = sum(self._seconds(run, costs) for run in pooled)
+        sweep += sum(self._seconds(run, costs, on_validation=True) for run in trials)
+        seconds += sweep / self._at_once()
         steps = seeds * self._steps(0, params.train.epochs)
-        steps += sum(self._steps_of(run) for run in [*variants, *pooled])
-        return Estimate(seeds + len(variants) + len(pooled), steps, seconds, self._megabytes())
+        trained = [*variants, *pooled, *trials]
+        steps += sum(self._steps_of(run) for run in trained)
+        return Estimate(seeds + len(trained), steps, seconds, self._megabytes(len(trained)))
 
     def _runs(self) -> list[RunSpec]:
         first = {name: grid[0] for name, grid in grids(self.params).items()}
@@ -181,7 +193,8 @@ class _Counted:
         tasks, epochs = range(len(self.sequence.tasks)), self.params.train.epochs
         if not STRATEGIES[run.strategy].continues:  # all tasks at once
             passes = int(run.hyperparameters.get("passes", 1)) * epochs
-            return [(sum(self._steps(task, passes) for task in tasks), passes)]
+            images = sum(len(task.train) for task in self.sequence.tasks)
+            return [(passes * -(-images // self.params.train.batch_size), passes)]
         strategy = run_strategy(self.params, run, None)
         phases = [phase for task in tasks[1:] for phase in strategy.phases(self._lesson(run, task))]
         return [(self._steps(phase.task, phase.epochs), phase.epochs) for phase in phases]
@@ -193,20 +206,35 @@ class _Counted:
     def _steps_of(self, run: RunSpec) -> int:
         return sum(steps for steps, _ in self._phases(run))
 
-    def _seconds(self, run: RunSpec, costs: Costs) -> float:
-        shown = sum(len(task.test) for task in self.sequence.tasks)
+    def _seconds(self, run: RunSpec, costs: Costs, *, on_validation: bool = False) -> float:
+        tasks, made = self.sequence.tasks, STRATEGIES[run.strategy]
+        shown = sum(len(task.validation if on_validation else task.test) for task in tasks)
         epochs = sum(epochs for _, epochs in self._phases(run))
-        cost = self._steps_of(run) * costs.step * STRATEGIES[run.strategy].step_cost
+        cost = self._steps_of(run) * costs.step * made.step_cost
         cost += epochs * shown * costs.measured
-        if run.metric and STRATEGIES[run.strategy].freezes_ranked:  # anew before each further task
-            later = range(1, len(self.sequence.tasks) - 1)
+        later = range(1, len(tasks) - 1)  # of these, too, is kept what the method needs
+        if run.metric and made.freezes_ranked:
             cost += sum(self._ranking(task, [run.metric], costs) for task in later)
+        if made.knowledge is fisher_memory:
+            cost += sum(self._informed(task) for task in later) * costs.informed
         return cost
+
+    def _informed(self, task: int) -> int:
+        """Return how many images the Fisher information is measured of."""
+        return min(self.params.consolidate.fisher_images, len(self.sequence.tasks[task].train))
 
     def _ranking(self, task: int, criteria: list[str], costs: Costs) -> float:
         images = len(self.sequence.tasks[task].train) * costs.explained
         maps = images + costs.pictures if any(map(needs_maps, criteria)) else 0.0
-        return maps + (images if any(map(needs_images, criteria)) else 0.0)
+        # Response criteria share their passes.
+        passes = {c: passes_of(c) for c in criteria if needs_images(c)}
+        counted = sum(p for p in passes.values() if 1 < p < FILTERS) + (1 in passes.values())
+        seconds = maps + counted * images
+        if FILTERS in passes.values():  # half the network each, on average, and no way back
+            filters = sum(layer.out_channels for layer in conv_layers(self.network).values())
+            shown = min(SILENCED_IMAGES, len(self.sequence.tasks[task].train))
+            seconds += filters * shown * costs.measured / 2
+        return seconds
 
     def _first(self, costs: Costs) -> float:
         epochs, first = self.params.train.epochs, self.sequence.tasks[0]
@@ -216,8 +244,7 @@ class _Counted:
         """Return what the stages between the first task and the second take."""
         seconds = self._ranking(0, ["mse", *self.params.rank.metrics], costs)
         if _needs_fisher(self.params):
-            images = min(self.params.consolidate.fisher_images, len(self.sequence.tasks[0].train))
-            seconds += images * costs.informed
+            seconds += self._informed(0) * costs.informed
         return seconds
 
     def _at_once(self) -> int:
@@ -228,7 +255,7 @@ class _Counted:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         return max(1, min(workers, (cores or 1) // self.params.runtime.threads))
 
-    def _megabytes(self) -> float:
+    def _megabytes(self, runs: int) -> float:
         weights = sum(value.nbytes for value in self.network.state_dict().values())
         height, width = self.params.split.height_and_width
         filters = sum(layer.out_channels for layer in conv_layers(self.network).values())
@@ -237,12 +264,13 @@ class _Counted:
             for task in self.sequence.tasks
             for part in (task.train, task.validation, task.test)
         )
-        made = {STRATEGIES[name].knowledge for name in self.params.sweep.strategies} - {None}
-        # Weights after both tasks and the path integral; two tensors for each kind of knowledge; a
-        # picture and a map for each filter.
-        seed = (3 + 2 * len(made)) * weights + filters * 4 * height * width * 4 + tasks
-        runs = len({*self._runs(), *self._variants()}) + len(self._trials())
-        return (2 * len(self.params.seeds) * seed + runs * weights) / 1e6
+        pictures = filters * 4 * height * width * 4  # one, and a map, of each filter
+        made = {STRATEGIES[name].knowledge for name in self.params.sweep.strategies}
+        large = len(made & {fisher_memory, integral_memory})  # a number and a centre a weight
+        # Weights after both tasks and the path integral, each in the workspace and in DVC's cache;
+        # the first task and the pictures are stored once more.
+        seed = 2 * ((3 + 2 * large) * weights + pictures + tasks) + 2 * weights + pictures
+        return (len(self.params.seeds) * seed + runs * weights) / 1e6
 
 
 def _needs_fisher(params: Params) -> bool:
@@ -262,26 +290,29 @@ def _probe(params: Params, network: TaskNetwork, device: torch.device) -> Costs:
         return torch.zeros(count, dtype=torch.int64, device=device)
 
     batch = Batch(images(config.batch_size), labels(config.batch_size), labels(1), 1, 1)
-    few = images_at_once(batch.images, on_cpu=64)
-    many = images_at_once(batch.images, on_cpu=256)
+    # A CPU takes twice as long for twice as many; a GPU is timed with as many as the stages take.
+    few = images_at_once(batch.images, on_cpu=8)
+    some = 64 if device.type == "cuda" else 2
 
     def measure() -> None:
         with torch.no_grad(), measuring(model):
-            model(images(many))
+            model(images(few))
 
     def explain_few() -> None:
         saliency_maps(model, images(few), labels(few), explain.method, reading=explain.reading)
 
     def inform() -> None:
-        fisher_diagonal(model, [(images(2), labels(2))], [n for n, _ in model.named_parameters()])
+        names = [name for name, _ in model.named_parameters()]
+        fisher_diagonal(model, [(images(some), labels(some))], names)
 
-    measured = _seconds(measure) / many
-    explained = _seconds(explain_few) / few
+    seconds = partial(_seconds, device)
+    measured = seconds(measure) / few
+    explained = seconds(explain_few) / few
     pictures = sum(
-        _seconds_of_pictures(model, name, layer.out_channels, few, images(1)[0])
+        _seconds_of_pictures(device, model, name, layer.out_channels, few, images(1)[0])
         for name, layer in conv_layers(model).items()
     )
-    fisher = _seconds(inform) / 2 if _needs_fisher(params) else 0.0
+    fisher = seconds(inform) / some if _needs_fisher(params) else 0.0
     model.train()
     optimizer = build_optimizer(
         config.optimizer, model.parameters(), lr=0.0, momentum=config.momentum, weight_decay=0.0
@@ -289,34 +320,34 @@ def _probe(params: Params, network: TaskNetwork, device: torch.device) -> Costs:
     plain = PlainStep(model, optimizer, cross_entropy, None, config.precision)
     record = recorder(device)
     take = RecordedStep(plain, config.batch_size, record) if record else plain
-    step = _seconds(lambda: take(batch))
+    step = seconds(lambda: take(batch))
     model.eval()
     return Costs(_START, step, measured, explained, fisher, pictures * explain.steps)
 
 
 def _seconds_of_pictures(
-    model: nn.Module, layer: str, filters: int, at_once: int, start: Tensor
+    device: torch.device, model: nn.Module, layer: str, filters: int, at_once: int, start: Tensor
 ) -> float:
     """Return what one step of all pictures of a layer takes."""
     few = range(min(filters, at_once))
-    return _seconds(lambda: visualize_filters(model, layer, few, start=start, steps=1)) * (
+    return _seconds(device, lambda: visualize_filters(model, layer, few, start=start, steps=1)) * (
         filters / len(few)
     )
 
 
-def _seconds(work: Callable[[], object]) -> float:
+def _seconds(device: torch.device, work: Callable[[], object]) -> float:
     """Time something a few times after one that does not count; return the median."""
     found: list[float] = []
     work()
     while len(found) < _CALLS and sum(found) < _ENOUGH:
-        _wait()
+        _wait(device)
         began = time.perf_counter()
         work()
-        _wait()
+        _wait(device)
         found.append(time.perf_counter() - began)
     return median(found)
 
 
-def _wait() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

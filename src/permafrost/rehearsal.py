@@ -26,6 +26,7 @@ from permafrost.models.vgg import vgg16
 from permafrost.params import Params
 from permafrost.plan import grids, heads, sweep_runs
 from permafrost.ranking import Evidence, needs_images, needs_maps, network_evidence
+from permafrost.ranking.criteria import FILTERS, passes_of
 from permafrost.ranking.method import frozen_masks, order_layers, show_images
 from permafrost.runs import first_task, further_tasks
 from permafrost.runs.knowledge import first_lesson
@@ -156,8 +157,8 @@ class _Rehearsal:
         )
 
     def rank(self, criterion: str, evidence: Evidence) -> None:
-        """Rank by a criterion, unless it looks at maps alone."""
-        if needs_maps(criterion):
+        """Rank by a criterion, unless it looks at maps alone or takes a pass for each filter."""
+        if needs_maps(criterion) or passes_of(criterion) == FILTERS:
             return
         if needs_images(criterion):
             model, classes = self.network.view("shared", 0, 1), len(self.tasks.tasks[0].classes)

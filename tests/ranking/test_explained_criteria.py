@@ -190,9 +190,16 @@ class Chained(nn.Module):
         return self.model(x)
 
 
+def with_one_relu(model):
+    """Return the network with a single ReLU, which stands in several places."""
+    relu = nn.ReLU()
+    return nn.Sequential(*(relu if isinstance(m, nn.ReLU) else m for m in model))
+
+
+@pytest.mark.parametrize("make", [small_network, lambda: with_one_relu(small_network())])
 @pytest.mark.parametrize("wrap", [lambda model: model, Chained, nn.Sequential])
-def test_ablation_silences_filter_by_filter(wrap):
-    model = small_network()
+def test_ablation_silences_filter_by_filter(wrap, make):
+    model = make()
     images, labels = labelled_images()
     found = filter_responses(wrap(model), in_batches(images, labels), CLASSES, ["ablation"])[
         "ablation"

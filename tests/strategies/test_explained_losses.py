@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from lessons import HEADS, SGD, all_images, learn, make_lesson, one_batch, random
 from permafrost.explain import activations as explain_activations
 from permafrost.explain.activations import block_ends, deepest_of_size
+from permafrost.models import build_network
 from permafrost.strategies import Afc, Keep, Lwf, Lwm, Phase, Replay, Rrr, afc, lwm, rrr
 from permafrost.strategies.old_heads import old_logits
 
@@ -309,3 +310,28 @@ def test_what_is_kept_counts_as_memory(make_lesson_of):
         body = sum(v.nbytes for v in lesson.network.float().state_dict().values())
         maps = sum(lesson.memory[f"{task}/maps"].nbytes for task in (0, 1)) if name == "rrr" else 0
         assert kept >= (maps or body)
+
+
+@pytest.mark.parametrize("arch", ["resnet18", "mobilenet_v2", "efficientnet_b0"])
+@pytest.mark.parametrize("name", METHODS)
+def test_networks_that_write_in_place_learn(make_sequence, arch, name):
+    width = 1 if arch == "efficientnet_b0" else 0.25
+    network = build_network(arch, classes=[2, 2], seed=0, width=width, image_size=(32, 32))
+    sequence, strategy = make_sequence(), make(name)
+    memory = type(strategy).knowledge(make_lesson(network, sequence, 0, keep=Keep(buffer_images=3)))
+    progress = learn(strategy, network, sequence, replace(SGD, epochs=1), memory)
+    assert len(progress.history) == 1
+
+
+def test_maps_do_not_depend_on_what_training_computes_in(make_lesson_of):
+    """Stored and new maps of a network that has not moved are equal, also in bfloat16."""
+    lesson = make_lesson_of(Rrr)
+    network = lesson.network.float()
+    memory = rrr.explained_buffer_memory(replace(lesson, learned=0))
+    layer = lwm.attention_layer(lesson, network)
+    (kept,) = rrr.buffers(lesson, memory, [0])
+    images, labels = next(kept.ordered(64))
+    with torch.autocast("cpu", torch.bfloat16):
+        now = rrr.true_class_maps(lesson, layer, 0, images, labels)
+    assert now.any()
+    assert torch.equal(now, memory["0/maps"])

@@ -6,12 +6,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
 
 from lessons import CPU, SGD
 from permafrost.data import Batches
 from permafrost.freezing import layers
 from permafrost.strategies import STRATEGIES, Finetune, Guard, Learner, Progress
-from permafrost.training import cross_entropy, fit, loop
+from permafrost.training import cross_entropy, fit, loop, recordable
 from permafrost.training.steps import RecordedStep
 from tape import on_tape
 
@@ -92,7 +93,7 @@ def test_a_stopped_training_goes_on_with_recorded_steps(
     def train(**options):
         view = make_network().view("shared", 0, 1)
         config, draws = replace(SGD, epochs=3), torch.Generator().manual_seed(0)
-        fit(view, batches, config, generator=draws, recordable=True, **options)
+        fit(view, batches, config, generator=draws, **options)
         return view.state_dict()
 
     whole = train(on_epoch=lambda state: states.append(copy.deepcopy(state)))
@@ -120,9 +121,21 @@ def test_an_own_objective_is_recorded_if_it_says_so(learn_all, record, taken, sa
 
     class Own(Finetune):
         def while_learning(self, lesson, phase):
-            return nullcontext(Guard(counting, recordable=says))
+            return nullcontext(Guard(recordable(counting) if says else counting))
 
     record()
     learn_all(Own("multi"))
     assert bool(taken) == says
     assert (len(calls) < 2 * 2 * 4) == says
+
+
+@pytest.mark.parametrize("says", [False, True])
+def test_an_own_module_is_recorded_if_it_says_so(make_network, learn_all, record, taken, says):
+    class Counting(nn.ReLU):
+        recordable = says
+
+    network = make_network(tasks=3)
+    network.features[2] = Counting()
+    record()
+    learn_all(Finetune("multi"), network=network)
+    assert bool(taken) == says

@@ -42,6 +42,13 @@ def _standardize(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     return images.to(torch.float32, copy=True).div_(255).sub_(mean).div_(std)
 
 
+def _moved(tensor: Tensor, device: torch.device) -> Tensor:
+    """Move a tensor of the CPU to a device without waiting for it."""
+    if device.type != "cuda":
+        return tensor
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
 class Batches:
     """Labelled images that live on the device and leave it in normalised batches.
 
@@ -103,10 +110,11 @@ class Batches:
             images' positions in the data, int64 of shape (B,).
         """
         count, device = len(self), self.images.device
-        order = torch.randperm(count, generator=generator).to(device)
-        offsets = torch.randint(2 * padding + 1, (count, 2), generator=generator).to(device)
+        order = torch.randperm(count, generator=generator)
+        offsets = torch.randint(2 * padding + 1, (count, 2), generator=generator)
         chances = torch.rand(count, generator=generator, dtype=torch.float32)
-        flips = chances.lt(0.5 if flip else 0).to(device)
+        drawn = (order, offsets, chances.lt(0.5 if flip else 0))
+        order, offsets, flips = (_moved(tensor, device) for tensor in drawn)
         return self._augmented(self._pad(padding), order, offsets, flips, batch_size)
 
     def ordered(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:

@@ -14,7 +14,12 @@ from permafrost.models import Head, TaskNetwork, measuring
 
 @torch.no_grad()
 def accuracy(
-    model: nn.Module, batches: Batches, classes: int, *, offset: int = 0, batch_size: int = 0
+    model: nn.Module,
+    batches: Batches,
+    classes: int,
+    *,
+    offset: int = 0,
+    batch_size: int | None = None,
 ) -> Accuracy:
     """Measure a classifier on one task's images.
 
@@ -28,8 +33,8 @@ def accuracy(
         C.
     offset : int
         Added to the labels to index the logits (a class-incremental head).
-    batch_size : int
-        Images at once; 0 for as many as suit the device.
+    batch_size : int, optional
+        Images at once; by default as many as suit the device.
 
     Raises
     ------

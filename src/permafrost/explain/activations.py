@@ -14,6 +14,7 @@ from permafrost.models.units import trace_flow
 
 _RELU: set[Callable[..., Any]] = {
     F.relu, F.relu_, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_,
+    F.relu6, F.hardtanh, F.hardtanh_,
 }  # fmt: skip
 
 
@@ -49,22 +50,25 @@ def activation_sizes(model: nn.Module, images: Tensor) -> dict[str, tuple[int, i
 def deepest_of_size(model: nn.Module, images: Tensor, least: int) -> str:
     """Name the convolution, of those with so many positions in each direction, that runs last.
 
-    Raises
-    ------
-    ValueError
-        If none has.
+    Where none has so many, it is the last of those with the most.
     """
-    sizes = activation_sizes(model, images)
-    found = [name for name, size in sizes.items() if min(size) >= least]
-    if not found:
-        raise ValueError(f"no convolution gives maps of {least} x {least} positions or more")
-    return found[-1]
+    sizes = {name: min(size) for name, size in activation_sizes(model, images).items()}
+    least = min(least, max(sizes.values()))
+    return [name for name, size in sizes.items() if size >= least][-1]
 
 
 def block_ends(model: nn.Module, images: Tensor) -> list[str]:
-    """Name the last convolution of each size of maps, in the order in which they run."""
-    last = {size: name for name, size in activation_sizes(model, images).items()}
-    return list(last.values())
+    """Name the last convolution of each size of maps, in the order in which they run.
+
+    In a VGG network and in a ResNet of basic blocks these are the ends of its blocks; elsewhere the
+    last of a size may be the first of the next block. Maps of one position are left out, unless
+    there are no others.
+    """
+    last: dict[tuple[int, int], str] = {}
+    for name, size in activation_sizes(model, images).items():
+        last.pop(size, None)
+        last[size] = name
+    return [name for size, name in last.items() if size != (1, 1)] or list(last.values())
 
 
 @contextmanager
@@ -82,13 +86,18 @@ def activations(model: nn.Module, convs: Mapping[str, str]) -> Iterator[dict[str
     Yields
     ------
     dict of str to Tensor, shape (N, F, h, w)
-        By convolution. Each has a graph, or is where one begins.
+        By convolution. Each has a graph, or is where one begins. What a network writes into a map
+        later, such as a residual sum, is in it too.
     """
     found: dict[str, Tensor] = {}
 
-    def note(name: str) -> Callable[..., None]:
-        def hook(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
-            found[name] = _asking(output)
+    def note(name: str) -> Callable[..., Tensor]:
+        def hook(_module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
+            if torch.is_grad_enabled() and not output.requires_grad:
+                # A graph begins here; a copy, since what follows may be in place.
+                output = output.requires_grad_().clone()
+            found[name] = output
+            return output
 
         return hook
 
@@ -112,11 +121,6 @@ def feature_modules(
     return {conv: next(iter(norms[conv]), conv) for conv in convs}
 
 
-def _asking(output: Tensor) -> Tensor:
-    """Return what gradients can be taken with respect to."""
-    return output if output.requires_grad else output.requires_grad_(torch.is_grad_enabled())
-
-
 class _ReLUs(TorchFunctionMode):
     """Within the block, put what a ReLU makes of a feature map in its place."""
 
@@ -133,9 +137,8 @@ class _ReLUs(TorchFunctionMode):
     ) -> Any:
         if function not in _RELU:
             return function(*args, **(kwargs or {}))
-        names = [name for name, given in self.found.items() if given is args[0]]
-        if names and args[0].is_leaf:  # an in-place ReLU cannot write over it
-            args = (args[0].clone(), *args[1:])
+        given = args[0] if args else (kwargs or {}).get("input")
+        names = [name for name, output in self.found.items() if output is given]
         result = function(*args, **(kwargs or {}))
         for name in names:
             self.found[name] = result

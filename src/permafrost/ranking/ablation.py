@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from permafrost.explain import conv_layers
 from permafrost.explain._checks import check_logits
 from permafrost.ranking.class_scores import checked_labels, class_means
-from permafrost.ranking.criteria import network_criterion
+from permafrost.ranking.criteria import FILTERS, network_criterion
 from permafrost.ranking.features import feature_layers
 
 IMAGES = 500  # at most, as many of each class
@@ -19,7 +19,7 @@ _AT_ONCE = 8  # filters that are silenced beside each other
 ImageBatches = Iterable[tuple[Tensor, Tensor]]
 
 
-@network_criterion
+@network_criterion(passes=FILTERS)
 def ablation(model: nn.Module, images_by_batches: ImageBatches, classes: int) -> dict[str, Tensor]:
     """Measure how much the loss of every class grows when one filter is silenced.
 
@@ -105,9 +105,10 @@ def _split(
     here, path = model, module.split(".")
     while path and type(here) is nn.Sequential:
         name = path.pop(0)
-        children = dict(here.named_children())
+        children = here._modules  # a module that stands twice is among them twice
         place = list(children).index(name)
-        below += [*children.values()][:place]
-        above = [*children.values()][place + 1 :] + above
-        here = children[name]
+        modules = [module for module in children.values() if module is not None]
+        below += modules[:place]
+        above = modules[place + 1 :] + above
+        here = modules[place]
     return nn.Sequential(*below), nn.Sequential(here, *above)

@@ -88,7 +88,8 @@ def filter_responses(
     scores : dict[str, dict[str, Tensor (F, C)]]
         By criterion and layer, in the order in which the layers run, of the images' type and
         device, without gradients; higher means that the class needs the filter more. 0 or more,
-        except ``relevance``, which has any sign.
+        except ``relevance``, ``relevance_normalized``, ``ablation`` and ``overlap``, which have any
+        sign.
 
     Raises
     ------

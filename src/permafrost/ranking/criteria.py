@@ -19,6 +19,7 @@ from permafrost.registry import Registry
 
 # What a response is a response of.
 Explained = Literal["loss", "logit"]
+FILTERS = float("inf")  # passes: one for each filter
 EXPLAINED: tuple[Explained, ...] = ("loss", "logit")
 MAPS, WEIGHTS, RESPONSE, NETWORK = "maps", "weights", "response", "network"
 
@@ -160,6 +161,8 @@ def response_criterion(
     callable
         The function itself; a decorator where options are given.
     """
+    if of not in EXPLAINED:
+        raise ValueError(f"of must be one of {EXPLAINED}, not {of!r}")
 
     def declare(function: Callable[[Tensor, Tensor], Tensor]) -> Any:
         declared: Any = function
@@ -170,7 +173,10 @@ def response_criterion(
 
 
 def network_criterion(
-    function: Callable[..., Mapping[str, Tensor]] | None = None, *, class_maps: bool = False
+    function: Callable[..., Mapping[str, Tensor]] | None = None,
+    *,
+    class_maps: bool = False,
+    passes: float = 1,
 ) -> Any:
     """Declare a criterion that looks at network and images in any way.
 
@@ -183,6 +189,9 @@ def network_criterion(
         network as it is. :func:`permafrost.ranking.class_means` averages by class.
     class_maps : bool
         Whether it is given the classes' saliency maps too, (C, H, W), as a fourth argument.
+    passes : float
+        How often it runs the network over the images, roughly, or ``FILTERS``, once for each
+        filter: only to tell beforehand how long it takes, and not to try it then.
 
     Returns
     -------
@@ -192,7 +201,7 @@ def network_criterion(
 
     def declare(function: Callable[..., Mapping[str, Tensor]]) -> Any:
         declared: Any = function
-        declared.class_maps = class_maps
+        declared.class_maps, declared.passes = class_maps, passes
         return _declare(declared, NETWORK)
 
     return declare if function is None else declare(function)
@@ -207,6 +216,11 @@ def _declare(function: Any, looks_at: str) -> Any:
 def known_criteria() -> tuple[str, ...]:
     """Return the criteria of the package."""
     return tuple(CRITERIA)
+
+
+def passes_of(criterion: str) -> float:
+    """Return how often a criterion runs the network over the images, roughly."""
+    return float(getattr(CRITERIA.find(criterion), "passes", 1))
 
 
 def needs_class_maps(criterion: str) -> bool:

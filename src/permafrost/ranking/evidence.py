@@ -27,7 +27,7 @@ class Evidence:
     filter_maps : Mapping[str, Tensor]
         Maps (F, H, W) of the same layers' filters; only map metrics need them.
     class_maps : Tensor (C, H, W) or None
-        Maps of the classes; only map metrics need them.
+        Maps of the classes; only map metrics and ``overlap`` need them.
     seed : int
         Not negative; the seed of criteria that draw numbers.
     gammas : Mapping[str, Tensor]

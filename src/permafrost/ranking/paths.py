@@ -15,7 +15,7 @@ _STEPS = 20
 ImageBatches = Iterable[tuple[Tensor, Tensor]]
 
 
-@network_criterion
+@network_criterion(passes=_STEPS + 1)
 def conductance(
     model: nn.Module, images_by_batches: ImageBatches, classes: int
 ) -> dict[str, Tensor]:

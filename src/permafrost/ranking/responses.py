@@ -116,8 +116,7 @@ def _from_all_classes(means: Tensor) -> Tensor:
 def attribution(feature_map: Tensor, gradient: Tensor) -> Tensor:
     """Return abs(sum of a * h over the positions), the filter's attribution to the logit.
 
-    In a network of ReLUs without biases above it that is the filter's relevance by LRP-0 (Ancona et
-    al. 2018).
+    In a network of ReLUs that is the filter's relevance by LRP-0 (Ancona et al. 2018).
 
     Parameters
     ----------

@@ -24,7 +24,7 @@ class _Recorded(Strategy):
 
     def while_learning_first(self, lesson: Lesson) -> AbstractContextManager[Guard]:
         del lesson
-        return nullcontext(Guard(observer=self.integral, recordable=True))
+        return nullcontext(Guard(observer=self.integral))
 
 
 def learn_first(

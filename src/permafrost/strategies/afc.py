@@ -20,7 +20,7 @@ from permafrost.strategies.old_network import (
     old_network_memory,
     safe_norm,
 )
-from permafrost.training import Batch, part_of
+from permafrost.training import Batch, part_of, recordable
 
 IMPORTANCE = "importance/"
 
@@ -101,6 +101,7 @@ class Afc(Lwf):
         factor = self.consolidation * math.sqrt(sum(classes) / classes[-1])
         with super().while_learning(lesson, phase) as plain:
 
+            @recordable
             def objective(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
                 with activations(lesson.network.view("shared", 0, 1), layers) as new:
                     loss, logits, labels = plain.objective(model, batch)

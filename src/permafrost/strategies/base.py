@@ -121,16 +121,13 @@ class Guard:
     Attributes
     ----------
     objective : callable
-        What is minimised.
+        What is minimised; a GPU records a step with it if
+        :func:`permafrost.training.recordable` says that it may.
     observer : Observer or None
         What watches the steps.
     draw : callable or None
         Given a batch, what the objective needs for it besides, as ``batch.drawn``: the same shapes
         for batches of the same size.
-    recordable : bool
-        Whether objective and observer do the same tensor operations on every batch and change
-        nothing else, neither reading numbers back nor counting steps nor drawing by generators of
-        their own: a GPU then records a step once and replays it. Of the plain objective it is true.
     chosen : dict of str to Tensor
         What was decided as the training began, for :meth:`Strategy.after_phase`.
     """
@@ -138,14 +135,7 @@ class Guard:
     objective: Objective = cross_entropy
     observer: Observer | None = None
     draw: Draw | None = None
-    recordable: bool = False
     chosen: Memory = field(default_factory=dict)
-
-    @property
-    def can_be_recorded(self) -> bool:
-        """Return whether a GPU may record a step and replay it."""
-        is_plain = self.objective is cross_entropy and self.observer is None
-        return is_plain or self.recordable
 
 
 @dataclass(frozen=True)

@@ -64,7 +64,7 @@ class Ewc(Strategy):
     def while_learning(self, lesson: Lesson, phase: Phase) -> AbstractContextManager[Guard]:
         """Add the penalty."""
         del phase
-        return nullcontext(Guard(penalised(lesson, self.strength / 2), recordable=True))
+        return nullcontext(Guard(penalised(lesson, self.strength / 2)))
 
     def after_phase(self, lesson: Lesson, phase: Phase, guard: Guard) -> Memory:
         """Add the new task's penalty; a sum of parabolas is a parabola again."""

@@ -17,7 +17,7 @@ from permafrost.models import TaskNetwork
 from permafrost.seeding import generator
 from permafrost.strategies.base import Memory, Strategy, strategy
 from permafrost.strategies.learner import Learner, OnEpoch, Progress
-from permafrost.training import Batch, Objective, fit
+from permafrost.training import Batch, Objective, fit, recordable
 
 
 @strategy("joint")
@@ -59,7 +59,6 @@ class Joint(Strategy):
             replace(learner.config, epochs=self.passes * learner.config.epochs),
             generator=generator(learner.seed, "order", "joint"),
             objective=self.objective(network.classes, learner.device),
-            recordable=True,
             measure=lambda: learner.curve(network, tasks, self, {}),
             resume=progress.training,
             on_epoch=lambda _: on_epoch(progress) if on_epoch else None,
@@ -91,6 +90,7 @@ class Joint(Strategy):
         """
         starts = torch.tensor(_starts(classes), device=device)
 
+        @recordable
         def cross_entropy(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
             logits, labels = self._answer(model(batch.images), batch.labels, classes, starts)
             return F.cross_entropy(logits, labels), logits, labels
@@ -106,7 +106,9 @@ class Joint(Strategy):
         if self.head == "multi":  # each image is answered by its own task's head
             parts = logits.split(list(classes), dim=1)
             by_task = torch.stack([_padded(part, max(classes)) for part in parts])
-            logits = by_task[task, torch.arange(len(labels), device=labels.device)]
+            # Not by an index, whose gradient takes a GPU long where it has to be deterministic.
+            mine = torch.arange(len(classes), device=labels.device)[:, None] == task
+            logits = by_task.where(mine[..., None], 0).sum(0)
         return logits, labels - starts[task]
 
 

@@ -182,7 +182,6 @@ class Learner:
                 objective=guard.objective,
                 observer=guard.observer,
                 draw=guard.draw,
-                recordable=guard.can_be_recorded,
                 measure=lambda: self.curve(network, seen, strategy, progress.memory),
                 resume=progress.training,
                 on_epoch=lambda _: on_epoch(progress) if on_epoch else None,

@@ -13,7 +13,7 @@ from permafrost.errors import NotFiniteError
 from permafrost.models import measuring
 from permafrost.strategies.base import Guard, Lesson, Memory, Phase, Strategy, strategy
 from permafrost.strategies.old_heads import old_logits
-from permafrost.training import Batch
+from permafrost.training import Batch, recordable
 
 TEACHER = "teacher"
 
@@ -76,6 +76,7 @@ class Lwf(Strategy):
         del phase
         teacher = lesson.memory[TEACHER].to(lesson.device)
 
+        @recordable
         def objective(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
             assert isinstance(model, nn.Sequential)
             embedding = model[:-1](batch.images)
@@ -85,7 +86,7 @@ class Lwf(Strategy):
             kept = distillation(old, teacher[batch.positions], self.temperature)
             return loss + self.weight * kept, logits, batch.labels
 
-        return nullcontext(Guard(objective, recordable=True))
+        return nullcontext(Guard(objective))
 
     def after_phase(self, lesson: Lesson, phase: Phase, guard: Guard) -> Memory:
         """Record the answers to the next task's images."""

@@ -15,7 +15,7 @@ from permafrost.explain.activations import (
     feature_modules,
 )
 from permafrost.models import TaskNetwork
-from permafrost.models.scopes import evaluating
+from permafrost.models.scopes import evaluating, float32_as
 from permafrost.strategies.base import Guard, Lesson, Memory, Phase, strategy
 from permafrost.strategies.lwf import Lwf
 from permafrost.strategies.old_heads import old_logits
@@ -25,7 +25,7 @@ from permafrost.strategies.old_network import (
     old_network_memory,
     safe_norm,
 )
-from permafrost.training import Batch
+from permafrost.training import Batch, recordable
 
 # Positions in each direction that the maps have at least, if any layer does.
 _LEAST = 7
@@ -43,7 +43,8 @@ class Lwm(Lwf):
     one with at least 7 x 7 positions, behind its norm and ReLU: on small images the last one has
     too few. Maps are made in eval mode. The paper gives no γ.
 
-    FACIL's implementation makes its maps without a graph, so that γ moves no weight there.
+    FACIL's implementation makes its maps without a graph, so that γ moves no weight there, and
+    divides each position by its own size.
 
     Attributes
     ----------
@@ -64,6 +65,7 @@ class Lwm(Lwf):
         layer = attention_layer(lesson, old)
         with super().while_learning(lesson, phase) as plain:
 
+            @recordable
             def objective(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
                 loss, logits, labels = plain.objective(model, batch)
                 before, answered = old_map(old, lesson, layer, batch.images)
@@ -82,8 +84,7 @@ def attention_layer(lesson: Lesson, network: TaskNetwork) -> dict[str, str]:
     """Return the convolution whose maps are compared, and the module that gives its feature map."""
     images = black_image(lesson)
     view = network.view("shared", 0, 1)
-    least = min(_LEAST, *images.shape[2:])
-    return feature_modules(view, [deepest_of_size(view, images, least)], images)
+    return feature_modules(view, [deepest_of_size(view, images, _LEAST)], images)
 
 
 def class_map(
@@ -127,14 +128,35 @@ def _explained(
     chosen: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     view = cast(nn.Sequential, network.view("shared", 0, 1))
-    with torch.enable_grad(), evaluating(view), activations(view, layer) as found:
+    with explained_pass(view, layer) as found:
         embedding = view[:-1](images)
         logits = torch.cat(old_logits(network, lesson.head, lesson.learned, embedding), dim=1)
         if chosen is None:
             chosen = logits.argmax(1)
-        picked = logits.gather(1, chosen[:, None])
         (activation,) = found.values()
-        return attention(activation, picked), chosen
+        return attention(activation, picked(logits, chosen)), chosen
+
+
+@contextmanager
+def explained_pass(view: nn.Module, layer: dict[str, str]) -> Iterator[dict[str, Tensor]]:
+    """Within the block, a network is run to be explained: in eval mode and true float32.
+
+    Yields what :func:`activations` does. Maps that are compared are so made in one format, whatever
+    training computes in.
+    """
+    with (
+        torch.enable_grad(),
+        evaluating(view),
+        float32_as("ieee"),
+        activations(view, layer) as found,
+    ):
+        yield found
+
+
+def picked(logits: Tensor, chosen: Tensor) -> Tensor:
+    """Return one logit of each image, (N,); a gather's gradient would wait for a GPU."""
+    classes = torch.arange(logits.shape[1], device=logits.device)
+    return logits.where(classes == chosen[:, None], 0).sum(1)
 
 
 def map_distance(new: Tensor, old: Tensor) -> Tensor:

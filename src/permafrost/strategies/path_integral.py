@@ -31,6 +31,8 @@ class PathIntegral:
         ω.
     """
 
+    recordable = True
+
     def __init__(
         self,
         parameters: Mapping[str, nn.Parameter],

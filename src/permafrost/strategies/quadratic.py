@@ -9,7 +9,7 @@ from permafrost.errors import NotFiniteError
 from permafrost.freezing import current_weights
 from permafrost.models import Head, TaskNetwork
 from permafrost.strategies.base import Lesson, Memory
-from permafrost.training import Batch, Objective, cross_entropy, part_of
+from permafrost.training import Batch, Objective, cross_entropy, part_of, recordable
 
 PRECISION, CENTRE = "precision/", "centre/"
 
@@ -67,6 +67,7 @@ def penalised(lesson: Lesson, factor: float) -> Objective:
     precision = {n: torch.empty_like(like[n]).copy_(memory[f"{PRECISION}{n}"]) for n in names}
     centre = {n: torch.empty_like(like[n]).copy_(memory[f"{CENTRE}{n}"]) for n in names}
 
+    @recordable
     def objective(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         loss, logits, labels = cross_entropy(model, batch)
         weights = current_weights(network)

@@ -13,7 +13,7 @@ from permafrost.data import Batches, LabeledImages
 from permafrost.seeding import generator
 from permafrost.strategies.base import Guard, Lesson, Memory, Phase, Strategy, strategy
 from permafrost.strategies.old_heads import head_logits
-from permafrost.training import Batch
+from permafrost.training import Batch, recordable
 
 
 def buffer_memory(lesson: Lesson) -> Memory:
@@ -55,6 +55,7 @@ class Replay(Strategy):
             drawn = [_draw(lesson, old, share, batch, task) for task, old in enumerate(kept)]
             return tuple(tensor for parts in drawn for tensor in parts)
 
+        @recordable
         def objective(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
             assert isinstance(model, nn.Sequential)
             images, labels = batch.drawn[::3], batch.drawn[1::3]
@@ -71,7 +72,7 @@ class Replay(Strategy):
             loss = F.cross_entropy(logits, batch.labels) + torch.stack(losses).mean()
             return loss, logits, batch.labels
 
-        return nullcontext(Guard(objective, draw=draw, recordable=True))
+        return nullcontext(Guard(objective, draw=draw))
 
     def after_phase(self, lesson: Lesson, phase: Phase, guard: Guard) -> Memory:
         """Keep some images of the task that was learned."""

@@ -8,13 +8,12 @@ from typing import ClassVar, cast
 import torch
 from torch import Tensor, nn
 
-from permafrost.explain.activations import activations, attention
-from permafrost.models.scopes import evaluating
+from permafrost.explain.activations import attention
 from permafrost.strategies.base import Guard, Lesson, Memory, Phase, strategy
-from permafrost.strategies.lwm import attention_layer
+from permafrost.strategies.lwm import attention_layer, explained_pass, picked
 from permafrost.strategies.old_heads import head_logits
 from permafrost.strategies.replay import Replay, buffer_memory, buffers
-from permafrost.training import Batch
+from permafrost.training import Batch, recordable
 
 
 def explained_buffer_memory(lesson: Lesson) -> Memory:
@@ -35,12 +34,12 @@ def true_class_maps(
     """Return Grad-CAM maps (N, h, w) of images' true classes, with a graph; labels count from 0."""
     network = lesson.network
     view = cast(nn.Sequential, network.view("shared", 0, 1))
-    with torch.enable_grad(), evaluating(view), activations(view, layer) as found:
+    with explained_pass(view, layer) as found:
         embedding = view[:-1](images)
         logits = head_logits(network, lesson.head, task, lesson.learned + 1, embedding)
         chosen = labels + network.label_offset(lesson.head, task)
         (activation,) = found.values()
-        return attention(activation, logits.gather(1, chosen[:, None]))
+        return attention(activation, picked(logits, chosen))
 
 
 @strategy("rrr")
@@ -55,8 +54,9 @@ class Rrr(Replay):
     explained are the buffer's own, unaugmented, as those whose maps were stored; as many of each
     task as are replayed in the step.
 
-    The authors' code explains the predicted class, and its maps have no graph: there λ moves no
-    weight, as we read it. λ is that of their configuration for CUB-200.
+    The authors' code explains the predicted class, and its step on the maps moves no weight, as we
+    read it. λ is that of their configuration for CUB-200, where it scales a step of an optimizer of
+    its own: tune it.
 
     Attributes
     ----------
@@ -89,6 +89,7 @@ class Rrr(Replay):
                 maps = [kept[chosen] for kept, chosen in zip(stored, positions, strict=True)]
                 return (*drawn, *clean, *maps)
 
+            @recordable
             def objective(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
                 count = 3 * len(tasks)
                 replay = replace(batch, drawn=batch.drawn[:count])

@@ -68,7 +68,7 @@ class Si(Strategy):
 
     def while_learning_first(self, lesson: Lesson) -> AbstractContextManager[Guard]:
         """Record the path integral."""
-        return nullcontext(Guard(observer=PathIntegral(_watched(lesson)), recordable=True))
+        return nullcontext(Guard(observer=PathIntegral(_watched(lesson))))
 
     def after_first(self, lesson: Lesson, guard: Guard) -> Memory:
         """Return the importance of the first task's weights."""
@@ -81,7 +81,7 @@ class Si(Strategy):
         del phase
         memory = {name: tensor.to(lesson.device) for name, tensor in lesson.memory.items()}
         integral = None if lesson.is_last else PathIntegral(_watched(lesson), memory, self.strength)
-        return nullcontext(Guard(penalised(lesson, self.strength), integral, recordable=True))
+        return nullcontext(Guard(penalised(lesson, self.strength), integral))
 
     def after_phase(self, lesson: Lesson, phase: Phase, guard: Guard) -> Memory:
         """Add the new task's importance."""

@@ -10,7 +10,7 @@ from permafrost.training.loop import (
 )
 from permafrost.training.optimizers import OptimizerName, build_optimizer
 from permafrost.training.precision import resolve_precision
-from permafrost.training.steps import Batch, Objective, Observer, cross_entropy
+from permafrost.training.steps import Batch, Objective, Observer, cross_entropy, recordable
 
 __all__ = [
     "Batch",
@@ -25,5 +25,6 @@ __all__ = [
     "cross_entropy",
     "fit",
     "part_of",
+    "recordable",
     "resolve_precision",
 ]

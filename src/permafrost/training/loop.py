@@ -100,7 +100,6 @@ def fit(
     objective: Objective = cross_entropy,
     observer: Observer | None = None,
     draw: Draw | None = None,
-    recordable: bool = False,
     measure: Callable[[], dict[str, Any]] | None = None,
     resume: TrainingState | None = None,
     on_epoch: Callable[[TrainingState], None] | None = None,
@@ -129,9 +128,6 @@ def fit(
         Sees every step.
     draw : callable, optional
         Given a batch, what the objective needs for it besides, the same shapes each time.
-    recordable : bool
-        Whether objective and observer do the same tensor operations on every batch and change
-        nothing else: a GPU then records a step once and replays it.
     measure : callable, optional
         Called after each epoch, model in eval mode; what it returns joins the epoch's row.
     resume : TrainingState, optional
@@ -168,7 +164,7 @@ def fit(
     if state.tensors:
         _restore(state.tensors, model, optimizer, generator, observer)
     plain = PlainStep(model, optimizer, objective, observer, config.precision)
-    record = recorder(device) if recordable else None
+    record = recorder(device) if plain.is_recordable else None
     take: Step = RecordedStep(plain, config.batch_size, record) if record else plain
     for epoch in range(state.epoch + 1, config.epochs + 1):
         began = time.perf_counter()
@@ -236,10 +232,10 @@ def train_epoch(steps: Iterable[Batch], take: Step, lr: float) -> dict[str, floa
     correct: list[Tensor] = []
     sizes: list[int] = []
     for batch in steps:
-        loss, right = take(batch)
+        loss, right, count = take(batch)
         losses.append(loss)
         correct.append(right)
-        sizes.append(len(batch.labels))
+        sizes.append(count)
     if not losses:
         raise ValueError("there are no images to train on")
     found = torch.stack(losses).tolist()
@@ -294,7 +290,13 @@ def _restore(
     optimizer_state: dict[int, dict[str, Tensor]] = {}
     for name, value in part_of(tensors, "optimizer/").items():
         index, key = name.split("/")
-        optimizer_state.setdefault(int(index), {})[key] = value.clone()
+        optimizer_state.setdefault(int(index), {})[key] = value
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for place, state in optimizer_state.items():
+        like = parameters[place]
+        for key, value in state.items():
+            if value.shape == like.shape:  # also in memory: a file holds all in one format
+                state[key] = torch.empty_like(like, dtype=value.dtype, device="cpu").copy_(value)
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": optimizer_state, "param_groups": groups})
     generator.set_state(tensors["generator"])

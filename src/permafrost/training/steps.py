@@ -4,7 +4,8 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Protocol
+from functools import partial
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -49,8 +50,23 @@ class Batch:
 
 # Given the model and a batch: the loss to minimise, and the logits and labels that are compared.
 Objective = Callable[[nn.Module, Batch], tuple[Tensor, Tensor, Tensor]]
+Declared = TypeVar("Declared", bound=Objective)
+
+# Whose modules do the same operations on every batch.
+_KNOWN = {"permafrost", "torch", "torchvision"}
 
 
+def recordable(objective: Declared) -> Declared:
+    """Declare that a GPU may record a step with this objective and replay it.
+
+    It does the same tensor operations on every batch and changes nothing else: it reads no number
+    back, counts no steps, and draws nothing by generators of its own.
+    """
+    objective.recordable = True  # type: ignore[attr-defined]
+    return objective
+
+
+@recordable
 def cross_entropy(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
     """Return the mean cross entropy of a batch, in nats: the plain objective.
 
@@ -67,6 +83,9 @@ class Observer(Protocol):
     ----------
     tensors : dict of str to Tensor
         Its state.
+
+    With an attribute ``recordable`` that is true, its steps may be recorded on a GPU, as those of
+    an objective that :func:`recordable` declares.
     """
 
     tensors: dict[str, Tensor]
@@ -81,8 +100,14 @@ class Observer(Protocol):
 class Step(Protocol):
     """Learns from a batch."""
 
-    def __call__(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Return the loss, in nats, and the number of right answers; both stay on the device."""
+    def __call__(self, batch: Batch) -> "Results":
+        """Return the loss, in nats, the number of right answers and that of all.
+
+        The first two stay on the device.
+        """
+
+
+Results = tuple[Tensor, Tensor, int]
 
 
 @dataclass(frozen=True)
@@ -107,7 +132,7 @@ class PlainStep:
     observer: Observer | None
     precision: Precision
 
-    def __call__(self, batch: Batch) -> tuple[Tensor, Tensor]:
+    def __call__(self, batch: Batch) -> Results:
         """Learn from a batch."""
         self.optimizer.zero_grad(set_to_none=True)
         with float32_of(self.precision):
@@ -119,33 +144,44 @@ class PlainStep:
             self.optimizer.step()
             if self.observer:
                 self.observer.after_step()
-        return loss.detach(), (logits.detach().argmax(1) == labels).sum()
+        return loss.detach(), (logits.detach().argmax(1) == labels).sum(), len(labels)
+
+    @property
+    def is_recordable(self) -> bool:
+        """Return whether all that takes part in a step does the same on every batch.
+
+        Modules of torch, torchvision and this package do; others, and all objectives and observers,
+        have to say so by an attribute ``recordable``.
+        """
+        parts = [self.objective, *([self.observer] if self.observer else [])]
+        parts += [m for m in self.model.modules() if _home(m) not in _KNOWN]
+        return all(getattr(part, "recordable", False) for part in parts)
 
     @contextmanager
     def unmoved(self) -> Iterator[None]:
         """Put back, after the block, all that steps move."""
-        before = [(tensor, tensor.detach().clone()) for tensor in self._moving()]
-        known = {id(tensor) for tensor, _ in before}
+        moving = [*self.model.parameters(), *self.model.buffers(), *self._states()]
+        moving += self.observer.tensors.values() if self.observer else ()
+        before = [(tensor, tensor.detach().clone()) for tensor in moving]
+        known = {id(tensor) for tensor in moving}
         yield
         with torch.no_grad():
             for tensor, values in before:
                 tensor.copy_(values)
             # An optimizer makes its state in its first step; all of it begins at zero.
-            for tensor in self._moving():
+            for tensor in self._states():
                 if id(tensor) not in known:
                     tensor.zero_()
 
-    def _moving(self) -> list[Tensor]:
+    def _states(self) -> list[Tensor]:
         states = [value for state in self.optimizer.state.values() for value in state.values()]
-        return [
-            *self.model.parameters(),
-            *self.model.buffers(),
-            *(value for value in states if isinstance(value, Tensor)),
-            *(self.observer.tensors.values() if self.observer else ()),
-        ]
+        return [value for value in states if isinstance(value, Tensor)]
 
 
-Results = tuple[Tensor, Tensor]
+def _home(module: nn.Module) -> str:
+    return type(module).__module__.partition(".")[0]
+
+
 # Given operations: what does them again, and the tensors that it writes their results into; or
 # nothing, where they cannot be recorded.
 Recorder = Callable[[Callable[[], Results]], tuple[Callable[[], None], Results] | None]
@@ -160,8 +196,7 @@ class RecordedStep:
     Parameters
     ----------
     step : PlainStep
-        What to record; its objective does the same operations on every batch and changes nothing
-        else.
+        What to record, which ``is_recordable``.
     size : int
         Images in a whole batch.
     record : callable
@@ -175,7 +210,7 @@ class RecordedStep:
         self._own: Batch | None = None
         self._recorded: tuple[Callable[[], None], Results] | None = None
 
-    def __call__(self, batch: Batch) -> tuple[Tensor, Tensor]:
+    def __call__(self, batch: Batch) -> Results:
         """Learn from a batch."""
         if len(batch.labels) == self._size and self._own is None:
             self._prepare(batch)
@@ -185,8 +220,8 @@ class RecordedStep:
         for own, given in zip(self._own.tensors, batch.tensors, strict=True):
             own.copy_(given)
         replay()
-        loss, correct = (result.clone() for result in results)  # the next step writes over them
-        return loss, correct
+        loss, correct, count = results
+        return loss.clone(), correct.clone(), count  # the next step writes over them
 
     def _prepare(self, batch: Batch) -> None:
         images, labels, positions, *drawn = (tensor.clone() for tensor in batch.tensors)
@@ -204,14 +239,18 @@ class RecordedStep:
 
 def recorder(device: torch.device) -> Recorder | None:
     """Return what records steps on a device, if anything does."""
-    return on_gpu if device.type == "cuda" else None
+    return partial(on_gpu, device) if device.type == "cuda" else None
 
 
-def on_gpu(operations: Callable[[], Results]) -> tuple[Callable[[], None], Results] | None:
+def on_gpu(
+    device: torch.device, operations: Callable[[], Results]
+) -> tuple[Callable[[], None], Results] | None:
     """Record operations as a CUDA graph, which the host launches as one.
 
     Parameters
     ----------
+    device : torch.device
+        The GPU that they compute on.
     operations : callable
         Is called a few times.
 
@@ -221,7 +260,7 @@ def on_gpu(operations: Callable[[], Results]) -> tuple[Callable[[], None], Resul
         What replays them, and the tensors that it writes the results into; None where they wait
         for the GPU, which cannot be recorded.
     """
-    with torch.random.fork_rng([torch.cuda.current_device()]):
+    with torch.cuda.device(device), torch.random.fork_rng([device]):
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
@@ -240,13 +279,15 @@ def on_gpu(operations: Callable[[], Results]) -> tuple[Callable[[], None], Resul
 def _waits(operations: Callable[[], object]) -> bool:
     """Do operations; return whether one of them waits for the GPU."""
     before = torch.cuda.get_sync_debug_mode()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        operations()
-    except RuntimeError as error:
-        if "synchroniz" not in str(error):
-            raise
-        return True
-    finally:
-        torch.cuda.set_sync_debug_mode(before)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that the mode is a prototype
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            operations()
+        except RuntimeError as error:
+            if "synchroniz" not in str(error):
+                raise
+            return True
+        finally:
+            torch.cuda.set_sync_debug_mode(before)
     return False
