@@ -276,7 +276,7 @@ def test_command(tally, checked, tmp_path):
             code, line = checked()
             assert code == 0, line
             assert "task 1 $(rm -rf ~), dog: 6" in line
-            assert line.count("\n") == 2  # and that the images have changed
+            assert line.count("\n") == 3  # that the images have changed, and how long a run takes
         for name, spoil, words in (
             ("an image too few", lambda: empty_but_one(data / "train/dog"), ["'dog'", "too few"]),
             ("a line break", lambda: (data / "train/dog/a\nb").touch(), [r"a\nb", "no image"]),
