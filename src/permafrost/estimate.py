@@ -278,13 +278,14 @@ def _needs_fisher(params: Params) -> bool:
 
 
 def _probe(params: Params, network: TaskNetwork, device: torch.device) -> Costs:
-    """Time one of each, on images of zeros."""
+    """Time one of each, on random images."""
     model = network.view("shared", 0, 1)
     config, explain = training_config(params, device), explain_config(params)
     height, width = params.split.height_and_width
 
     def images(count: int) -> Tensor:
-        return torch.zeros(count, 3, height, width, device=device)
+        drawn = torch.rand(count, 3, height, width, generator=torch.Generator().manual_seed(0))
+        return drawn.to(device)
 
     def labels(count: int) -> Tensor:
         return torch.zeros(count, dtype=torch.int64, device=device)
