@@ -79,7 +79,12 @@ def _plain_layers(model: nn.Module, names: list[str], images: Tensor) -> dict[st
     }
     runs: Counter[str] = Counter()
     handles = [
-        layer.register_forward_hook(lambda *_, name=name: runs.update([name]))
+        layer.register_forward_hook(
+            # Of a batch that is no longer of images, what an image gives cannot be told.
+            lambda _, inputs, output, name=name: runs.update(
+                {name: 1 if len(inputs[0]) == len(output) == 1 else 2}
+            )
+        )
         for name, layer in layers.items()
     ]
     try:
