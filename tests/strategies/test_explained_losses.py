@@ -12,6 +12,7 @@ from lessons import HEADS, SGD, all_images, learn, make_lesson, one_batch, rando
 from permafrost.explain import activations as explain_activations
 from permafrost.explain.activations import block_ends, deepest_of_size
 from permafrost.models import build_network
+from permafrost.ranking.features import feature_layers
 from permafrost.strategies import Afc, Keep, Lwf, Lwm, Phase, Replay, Rrr, afc, lwm, rrr
 from permafrost.strategies.old_heads import old_logits
 
@@ -261,7 +262,8 @@ def test_afcs_strength_grows_with_the_classes_seen(make_lesson_of):
     torch.testing.assert_close(losses[2] - losses[0], 2 * (losses[1] - losses[0]), **CLOSE)
     layers = afc.part_of(lesson.memory, afc.IMPORTANCE)
     old = afc.old_network(lesson).view("shared", 0, 1)
-    modules = explain_activations.feature_modules(old, list(layers), one_image(lesson))
+    features = feature_layers(old, one_image(lesson))
+    modules = {name: features[name] for name in layers}
     images, maps = batch_of(lesson, guard).images, []
     for model in (view, old):
         with torch.no_grad(), explain_activations.activations(model, modules) as found:

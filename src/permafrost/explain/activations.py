@@ -10,7 +10,6 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from permafrost.explain._scopes import explaining
-from permafrost.models.units import trace_flow
 
 _RELU: set[Callable[..., Any]] = {
     F.relu, F.relu_, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_,
@@ -81,7 +80,7 @@ def activations(model: nn.Module, convs: Mapping[str, str]) -> Iterator[dict[str
         Any; each of the convolutions runs once within the block.
     convs : mapping of str to str
         Convolution to the module whose output is its feature map, as
-        :func:`feature_modules` gives them.
+        :func:`permafrost.ranking.features.feature_layers` gives them.
 
     Yields
     ------
@@ -111,14 +110,6 @@ def activations(model: nn.Module, convs: Mapping[str, str]) -> Iterator[dict[str
     finally:
         for handle in handles:
             handle.remove()
-
-
-def feature_modules(
-    model: nn.Module, convs: list[str], images: Tensor | None = None
-) -> dict[str, str]:
-    """Name the module whose output is the feature map of each convolution: its norm, or itself."""
-    norms = trace_flow(model, images).norms
-    return {conv: next(iter(norms[conv]), conv) for conv in convs}
 
 
 class _ReLUs(TorchFunctionMode):

@@ -6,9 +6,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from permafrost.ranking.class_scores import checked_labels, watch
-from permafrost.ranking.criteria import METRICS, evaluate_metric, network_criterion
+from permafrost.ranking.class_scores import class_means, watch
+from permafrost.ranking.criteria import evaluate_metric, network_criterion
 from permafrost.ranking.features import feature_layers
+from permafrost.ranking.map_metrics import pearson
 
 
 @network_criterion(class_maps=True)
@@ -36,32 +37,28 @@ def overlap(
     scores : dict[str, Tensor (F, C)]
         By layer, -1..1; 0 where a map is constant.
     """
-    sums: dict[str, Tensor] = {}
-    counts = torch.zeros(classes, dtype=torch.float64)
     layers: dict[str, str] = {}
-    for images, given in images_by_batches:
-        labels = checked_labels(images, given, classes)
+    shapes: dict[str, torch.Size] = {}
+
+    def measure(images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         layers.update(layers or feature_layers(model, images[:1]))
-        dtype = images.dtype
-        members = F.one_hot(labels, classes).double()
+        found: dict[str, Tensor] = {}
 
-        def add(layer: str, maps: Tensor, _: Tensor, members: Tensor = members) -> None:
-            total = (members.T @ maps.double().flatten(1)).view(classes, *maps.shape[1:])
-            sums[layer] = sums.get(layer, 0) + total
+        def note(layer: str, maps: Tensor, _: Tensor) -> None:
+            found[layer], shapes[layer] = maps.flatten(1), maps.shape[1:]
 
-        watch(model, layers, "logit", images, labels, add)
-        counts += members.sum(0).cpu()
-    if (missing := (counts == 0).nonzero().flatten().tolist()) or not layers:
-        raise ValueError(f"classes without images: {missing}")
-    maps = class_maps.to(next(iter(sums.values())))
+        watch(model, layers, "logit", images, labels, note)
+        return found
+
+    means = class_means(measure, images_by_batches, classes)
     return {
         layer: torch.cat(
             [
-                _pearson(total / count, class_map)
-                for total, count, class_map in zip(sums[layer], counts, maps, strict=True)
+                _pearson(mean.unflatten(0, shapes[layer]), class_map.to(mean))
+                for mean, class_map in zip(means[layer].T, class_maps, strict=True)
             ],
             dim=1,
-        ).to(dtype)
+        ).to(means[layer])
         for layer in layers
     }
 
@@ -70,4 +67,4 @@ def _pearson(responses: Tensor, class_map: Tensor) -> Tensor:
     """Correlate maps (F, h, w) with one (H, W): (F, 1)."""
     size = class_map.shape
     large = F.interpolate(responses[None], size, mode="bilinear", align_corners=False)[0]
-    return evaluate_metric(METRICS["pearson"], large, class_map[None])
+    return evaluate_metric(pearson, large, class_map[None])

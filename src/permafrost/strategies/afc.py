@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from permafrost.explain.activations import activations, block_ends, feature_modules
+from permafrost.explain.activations import activations, block_ends
 from permafrost.models import measuring
+from permafrost.ranking.features import feature_layers
 from permafrost.strategies.base import Guard, Lesson, Memory, Phase, strategy
 from permafrost.strategies.lwf import Lwf
 from permafrost.strategies.old_network import (
@@ -62,7 +63,8 @@ def _or_one(value: Tensor) -> Tensor:
 def _blocks(lesson: Lesson) -> dict[str, str]:
     images = black_image(lesson)
     view = lesson.network.view("shared", 0, 1)
-    return feature_modules(view, block_ends(view, images), images)
+    layers = feature_layers(view, images)
+    return {conv: layers[conv] for conv in block_ends(view, images)}
 
 
 @strategy("afc")

@@ -12,10 +12,10 @@ from permafrost.explain.activations import (
     activations,
     attention,
     deepest_of_size,
-    feature_modules,
 )
 from permafrost.models import TaskNetwork
 from permafrost.models.scopes import evaluating, float32_as
+from permafrost.ranking.features import feature_layers
 from permafrost.strategies.base import Guard, Lesson, Memory, Phase, strategy
 from permafrost.strategies.lwf import Lwf
 from permafrost.strategies.old_heads import old_logits
@@ -68,9 +68,10 @@ class Lwm(Lwf):
             @recordable
             def objective(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
                 loss, logits, labels = plain.objective(model, batch)
-                before, answered = old_map(old, lesson, layer, batch.images)
-                now = class_map(lesson.network, lesson, layer, batch.images, answered)
-                return loss + self.attention * map_distance(now, before), logits, labels
+                before, answered = class_maps(old, lesson, layer, batch.images)
+                now, _ = class_maps(lesson.network, lesson, layer, batch.images, answered)
+                apart = map_distance(now, before.detach())
+                return loss + self.attention * apart, logits, labels
 
             yield replace(plain, objective=objective)
 
@@ -84,17 +85,18 @@ def attention_layer(lesson: Lesson, network: TaskNetwork) -> dict[str, str]:
     """Return the convolution whose maps are compared, and the module that gives its feature map."""
     images = black_image(lesson)
     view = network.view("shared", 0, 1)
-    return feature_modules(view, [deepest_of_size(view, images, _LEAST)], images)
+    conv = deepest_of_size(view, images, _LEAST)
+    return {conv: feature_layers(view, images)[conv]}
 
 
-def class_map(
+def class_maps(
     network: TaskNetwork,
     lesson: Lesson,
     layer: dict[str, str],
     images: Tensor,
     chosen: Tensor | None = None,
-) -> Tensor:
-    """Return Grad-CAM maps (N, h, w) of an old class each, with a graph.
+) -> tuple[Tensor, Tensor]:
+    """Return Grad-CAM maps (N, h, w) of an old class each, with a graph, and which class it is.
 
     Parameters
     ----------
@@ -109,24 +111,6 @@ def class_map(
     chosen : Tensor of int64, shape (N,), optional
         Which of the old classes, over all old heads; by default the one that is answered with.
     """
-    return _explained(network, lesson, layer, images, chosen)[0]
-
-
-def old_map(
-    old: TaskNetwork, lesson: Lesson, layer: dict[str, str], images: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Return the old network's maps, without a graph, and the old classes that it answers with."""
-    maps, chosen = _explained(old, lesson, layer, images, None)
-    return maps.detach(), chosen
-
-
-def _explained(
-    network: TaskNetwork,
-    lesson: Lesson,
-    layer: dict[str, str],
-    images: Tensor,
-    chosen: Tensor | None,
-) -> tuple[Tensor, Tensor]:
     view = cast(nn.Sequential, network.view("shared", 0, 1))
     with explained_pass(view, layer) as found:
         embedding = view[:-1](images)
