@@ -134,7 +134,8 @@ def test_a_lock_file_is_told_wherever_dvc_refuses_it(root: Path, made: Project) 
     lines = [end for end, letter in enumerate(whole, start=1) if letter == "\n"]
     entries = load_yaml(made.folder / "dvc.lock")["stages"]
     refused = 0
-    for end in sorted({0, 4, *range(5, len(whole), 131), *lines[:3], *lines}):
+    indented = {lines[1] + 1, lines[1] + 2}
+    for end in sorted({0, 4, *range(5, len(whole), 131), *indented, *lines}):
         path.write_text(whole[:end])
         if not is_read_by_dvc(path):
             refused += 1

@@ -113,7 +113,7 @@ def _cut_lock_file(root: Path) -> Iterator[Fault]:
         return
     head, *entries = _divide(path.read_text(errors="replace"))
     others = re.search(r"^[^ \n]", "".join(entries), flags=re.MULTILINE)  # as a conflict of git
-    if not _HEAD.startswith(head) or others or (entries and _is_whole(entries[-1])):
+    if not _HEAD.startswith(head.rstrip(" ")) or others or (entries and _is_whole(entries[-1])):
         return
     known = {entry.split("\n")[0]: entry for entry in entries[:-1]}
     index = ["git", "-C", str(root), "show", ":./dvc.lock"]

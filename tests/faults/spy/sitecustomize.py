@@ -67,7 +67,8 @@ def _kill_at(kind, number):
             return dump(*data, stream)
         whole = io.StringIO()
         dump(*data, whole)
-        stream.write(whole.getvalue()[: len(whole.getvalue()) // 2])
+        text = whole.getvalue()
+        stream.write(text[: len(text) // 2].rstrip())  # a cut between two lines DVC can read
         stream.flush()
         os.kill(os.getpid(), signal.SIGKILL)
 
