@@ -13,6 +13,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from lessons import RANKING
 from permafrost import registry
 from permafrost.data import LabeledImages, Normalization, Task, TaskSequence
 from permafrost.models import build_network
@@ -20,7 +21,10 @@ from permafrost.runs.store import RunStore
 from permafrost.strategies import (
     INTEGRAL,
     Afc,
+    Circuit,
+    CircuitLwf,
     CriticalLayer,
+    Edges,
     Ewc,
     Finetune,
     FragileLayer,
@@ -39,8 +43,12 @@ from permafrost.strategies import (
     PathIntegral,
     Progress,
     Replay,
+    Rnf,
+    Rows,
     Rrr,
     Si,
+    Soft,
+    SoftLwf,
     common_parameters,
 )
 from project import Project
@@ -221,6 +229,7 @@ def make_strategy(half_masks):
     """Return a builder of strategies by name; ``masks`` is for those that freeze filters."""
 
     def build(name, head, masks=half_masks):
+        circuit = Circuit(head, 0.3, relearn=2, ranking=RANKING)
         return {
             "finetune": lambda: Finetune(head),
             "freeze": lambda: Freeze(head, masks),
@@ -238,6 +247,13 @@ def make_strategy(half_masks):
             "afc": lambda: Afc(head, 0.7, 2.0, 0.5),
             "freeze_ewc": lambda: FreezeEwc(head, Freeze(head, masks), Ewc(head, 30.0)),
             "freeze_lwf": lambda: FreezeLwf(head, Freeze(head, masks), Lwf(head, 0.7, 2.0)),
+            "rows": lambda: Rows(head, 0.3, ranking=RANKING),
+            "rnf": lambda: Rnf(head, 0.3),
+            "edges": lambda: Edges(head, share=0.3),
+            "soft": lambda: Soft(head, 0.5, ranking=RANKING),
+            "circuit": lambda: circuit,
+            "circuit_lwf": lambda: CircuitLwf(head, circuit, Lwf(head, 0.7, 2.0)),
+            "soft_lwf": lambda: SoftLwf(head, Soft(head, ranking=RANKING), Lwf(head, 0.7, 2.0)),
         }[name]()
 
     return build

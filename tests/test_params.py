@@ -6,6 +6,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from permafrost.errors import InputError
+from permafrost.hyper import is_allowed, is_word
 from permafrost.names import load_checked
 from permafrost.params import Params
 from permafrost.strategies import STRATEGIES
@@ -220,7 +221,10 @@ BAD = {
     "nothing to try": ("tune: {ewc: []}", ["tune.ewc:", "at least 1"]),
     "one trial that is no list": ("tune: {ewc: {strength: 1}}", ["tune.ewc:", "list"]),
     "a trial that is a number": ("tune: {ewc: [1]}", ["tune.ewc.0:", "dictionary", "not 1"]),
-    "a trial's word": ("tune: {ewc: [{strength: big}]}", ["tune.ewc.0.strength:", "not 'big'"]),
+    "a trial's word": (
+        "tune: {ewc: [{strength: big}]}",
+        ["tune.ewc:", "strength must lie in", "not 'big'"],
+    ),
     "a trial's bool": ("tune: {ewc: [{strength: true}]}", ["tune.ewc.0.strength:", "not True"]),
     "a trial's nan": ("tune: {ewc: [{strength: .nan}]}", ["tune.ewc.0.strength:", "finite"]),
     "a trial's inf": ("tune: {si: [{strength: .inf}]}", ["tune.si.0.strength:", "finite"]),
@@ -323,7 +327,10 @@ def test_the_least_and_the_greatest_value_may_be_tried(load):
     for name, strategy in STRATEGIES.items():
         if strategy.hyper:
             for end in (0, 1):
-                entry = {key: float(bounds[end]) for key, bounds in strategy.hyper.items()}
+                entry = {
+                    key: allowed[end] if is_word(allowed) else float(allowed[end])
+                    for key, allowed in strategy.hyper.items()
+                }
                 params = load(f"tune: {{{name}: [{entry}]}}")
                 assert params.tune[name] == [entry]
 
@@ -331,8 +338,8 @@ def test_the_least_and_the_greatest_value_may_be_tried(load):
 def test_the_defaults_of_hyperparameters_are_allowed():
     for made in STRATEGIES.values():
         assert made.defaults().keys() == made.hyper.keys()
-        for name, (low, high) in made.hyper.items():
-            assert low <= made.defaults()[name] <= high
+        for name, allowed in made.hyper.items():
+            assert is_allowed(made.defaults()[name], allowed)
 
 
 def test_trials(load):
@@ -459,3 +466,52 @@ def test_images_may_be_rectangles():
     assert Params(split={"image_size": 28}).split.height_and_width == (28, 28)
     with pytest.raises(ValueError, match=r"train\.padding: .* less than split\.image_size, 28"):
         Params(split={"image_size": [40, 28]}, train={"padding": 28})
+
+
+def test_tasks_of_several_data_sets(load):
+    photos = "{dataset: image_folder, root: data/photos, classes: [a, b, c]}"
+    digits = "{dataset: digits, classes: ['0', '1'], flip: false, padding: 0}"
+    others = photos.replace("a, b, c", "d, e")
+    split = f"split: {{tasks: [{photos}, {digits}, {others}]}}"
+    split = load(f"{split}\nmodel: {{head: multi}}\nsweep: {{heads: [multi]}}").split
+    assert split.sizes == [3, 2, 2]
+    assert split.sources == [("image_folder", "data/photos"), ("digits", None)]
+    assert split.tasks[1].flip is False
+    assert split.tasks[0].flip is None
+
+
+LISTED = {
+    "one task": ("tasks: [{classes: [a, b]}]", ["split.tasks:", "at least 2"]),
+    "no classes": ("tasks: [{}, {classes: [a, b]}]", ["split.tasks.0.classes:", "required"]),
+    "another key": (
+        "tasks: [{classes: [a, b], flop: true}, {classes: [c, d]}]",
+        ["split.tasks.0.flop: unknown key; did you mean flip?"],
+    ),
+    "a class twice": (
+        "tasks: [{classes: [a, b]}, {classes: [a, c]}]",
+        ["split.classes: 'a' stands twice"],
+    ),
+    "classes besides": (
+        "classes: [[a, b], [c, d]], tasks: [{classes: [a, b]}, {classes: [c, d]}]",
+        ["split.classes:", "leave them null"],
+    ),
+    "no folder": (
+        "tasks: [{classes: [a, b]}, {dataset: image_folder, classes: [c, d]}]",
+        ["split.tasks.1.root:", "needs the folder"],
+    ),
+    "no data set": (
+        "tasks: [{classes: [a, b]}, {dataset: digit, classes: [c, d]}]",
+        ["split.tasks.1.dataset:", "'digit'"],
+    ),
+    "a word": ("tasks: many", ["split.tasks:", "not 'many'"]),
+    "one": ("tasks: 1", ["split.tasks:", "2", "not 1"]),
+}
+
+
+@pytest.mark.parametrize(("text", "fragments"), LISTED.values(), ids=LISTED)
+def test_bad_lists_of_tasks(load, text, fragments):
+    with pytest.raises(InputError) as caught:
+        load(f"split: {{{text}}}")
+    for fragment in fragments:
+        assert fragment in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1

@@ -2,6 +2,8 @@
 
 import dataclasses
 
+import pytest
+
 from permafrost.plan import grids, method_run, sweep_runs
 from permafrost.runs.spec import RunSpec
 from permafrost.strategies import STRATEGIES
@@ -79,8 +81,9 @@ def test_the_cells_of_the_other_methods():
         mine = chosen[spec.head].get(spec.strategy, {})
         assert spec.hyperparameters == mine
         freezes = spec.strategy in ("freeze_ewc", "freeze_lwf")
-        share = chosen[spec.head]["freeze"]["pct"]
-        assert (spec.metric, spec.pct) == (("random", share) if freezes else (None, None))
+        ranks = freezes or spec.strategy in ("rows", "circuit", "soft", "circuit_lwf", "soft_lwf")
+        assert spec.metric == ("random" if ranks else None)
+        assert spec.pct == (chosen[spec.head]["freeze"]["pct"] if freezes else None)
         one = method_run(params, spec.strategy, spec.seed, spec.head, chosen[spec.head])
         assert one == spec
     assert RunSpec("freeze_ewc", 4, "multi", "random", 0.625, (("strength", 7.0),)) in specs
@@ -110,3 +113,51 @@ def test_names_of_cells():
     both = dataclasses.replace(FREEZE, strategy="freeze_ewc", hyper=(("strength", 1e-3),))
     assert both.name == "freeze_ewc mse 50% strength 0.001 shared seed 0"
     assert RunSpec("freeze", 0, "multi", "mse", 0.0).name == "freeze mse 0% multi seed 0"
+
+
+def planned(strategies, metric="taylor", **tune):
+    """Return the first head's runs, with their twins."""
+    sweep = {"strategies": strategies, "metrics": [metric], "pcts": [0.5], "twins": True}
+    params = make_params(freeze={"metric": metric}, sweep=sweep, tune=tune)
+    return sweep_runs(params, chosen_for(params))
+
+
+@pytest.mark.parametrize(
+    ("strategy", "twins"),
+    [
+        ("finetune", []),
+        ("lwf", []),
+        ("packnet", []),
+        ("soft", ["chance", "equal"]),
+        ("soft_lwf", ["chance", "equal"]),
+        ("rows", ["chance", "magnitude", "depth", "untrained"]),
+        ("edges", ["chance", "magnitude", "depth", "untrained"]),
+        ("circuit_lwf", ["chance", "magnitude", "depth", "untrained"]),
+        ("lwm", ["chance"]),
+        ("afc", ["chance", "equal"]),
+        ("rrr", ["chance", "images"]),
+    ],
+)
+def test_an_explained_run_has_its_twins(strategy, twins):
+    """They differ from it in the explanation alone."""
+    explained, *found = planned([strategy])
+    assert explained.twin is None
+    assert [run.twin for run in found] == twins
+    assert {dataclasses.replace(run, twin=None) for run in found} <= {explained}
+    assert len({run.name for run in [explained, *found]}) == 1 + len(twins)
+
+
+def test_a_share_of_ranked_filters_is_controlled_by_chance():
+    runs = planned(["freeze"])
+    assert [(run.metric, run.twin) for run in runs] == [("taylor", None), ("random", None)]
+    assert planned(["freeze"], "random") == [runs[1]]
+    explained, twin = planned(["freeze_lwf"])
+    assert twin == dataclasses.replace(explained, metric="random", twin="chance")
+
+
+def test_what_is_not_explained_has_no_twin():
+    """Neither uniform shares, nor a ranking that looks at weights alone."""
+    uniform = {"share": 0.0, "shares": "uniform", "mix": 1.0}
+    assert [run.twin for run in planned(["rows"], rows=[uniform])] == [None, "chance"]
+    assert [run.twin for run in planned(["rows"], "magnitude", rows=[uniform])] == [None]
+    assert [run.twin for run in planned(["soft"], "magnitude")] == [None]

@@ -14,6 +14,7 @@ from torch import Tensor
 from permafrost.data import TaskSequence
 from permafrost.errors import InputError
 from permafrost.freezing import BatchNormFreeze
+from permafrost.hyper import Value, is_allowed, span
 from permafrost.models import Head, TaskNetwork
 from permafrost.ranking import CRITERIA
 from permafrost.ranking.method import ExplainConfig
@@ -63,7 +64,7 @@ def learn(
     *,
     network: str,
     strategy: str = "finetune",
-    hyper: Mapping[str, float] | None = None,
+    hyper: Mapping[str, Value] | None = None,
     criterion: str | None = None,
     pct: float = 0.5,
     freeze_batch_norm: BatchNormFreeze = "full",
@@ -90,7 +91,7 @@ def learn(
         installed or lies in ``custom`` of the current folder.
     strategy : str
         A name in ``STRATEGIES``, or ``module:Class``.
-    hyper : mapping of str to float, optional
+    hyper : mapping of str to float or str, optional
         Its hyperparameters, where they are not the defaults.
     criterion : str, optional
         What ranks the filters: a name in ``CRITERIA``, or ``module:function``. Needed by strategies
@@ -156,8 +157,9 @@ def _ignore(progress: object) -> None:
 def _check(name: str, made: type[Strategy], criterion: str | None, pct: float, head: Head) -> None:
     if head not in made.heads:
         raise InputError(f"head: {name} cannot answer under {head!r}; allowed: {made.heads}")
-    if made.freezes_ranked != (criterion is not None):
-        wanted = "wanted: what ranks its filters" if made.freezes_ranked else "allowed: None"
+    is_ranked = made.freezes_ranked or made.ranks
+    if is_ranked != (criterion is not None):
+        wanted = "wanted: what ranks its filters" if is_ranked else "allowed: None"
         raise InputError(f"criterion: is {criterion!r} with strategy {name!r}; {wanted}")
     if criterion is not None:
         CRITERIA.find(criterion)
@@ -166,17 +168,16 @@ def _check(name: str, made: type[Strategy], criterion: str | None, pct: float, h
 
 
 def _hyperparameters(
-    name: str, made: type[Strategy], hyper: Mapping[str, float]
-) -> dict[str, float]:
+    name: str, made: type[Strategy], hyper: Mapping[str, Value]
+) -> dict[str, Value]:
     """Return a strategy's hyperparameters but for its share, which the masks have."""
     defaults = {key: value for key, value in made.defaults().items() if key != "pct"}
     for key, value in hyper.items():
         if key not in defaults:
             allowed = ", ".join(defaults) or "none"
             raise InputError(f"hyper: strategy {name!r} has no {key!r}; allowed: {allowed}")
-        low, high = made.hyper[key]
-        if not low <= value <= high:
-            raise InputError(f"hyper: {key} is {value}; allowed: {low:g}..{high:g}")
+        if not is_allowed(value, made.hyper[key]):
+            raise InputError(f"hyper: {key} is {value}; allowed: {span(made.hyper[key])}")
     return defaults | dict(hyper)
 
 

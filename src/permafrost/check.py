@@ -9,13 +9,13 @@ from ruamel.yaml import YAML
 
 from permafrost import __version__
 from permafrost.artifacts import write_atomically
-from permafrost.data import DATASETS, TaskSequence
+from permafrost.data import TaskSequence
 from permafrost.devices import prepare_device, tell_cards_in_use, worker_devices
 from permafrost.dvc_notes import check_notes
 from permafrost.errors import InputError, printable
 from permafrost.estimate import estimate
 from permafrost.first_weights import weights_digest
-from permafrost.images import images_digest, images_root, note_inputs
+from permafrost.images import images_digest, images_root, is_watched, note_inputs
 from permafrost.interrupted import tell_interrupted
 from permafrost.names import load_checked
 from permafrost.params import Params
@@ -56,7 +56,8 @@ def check_all() -> str:
     seeds = params.seeds if params.split.selection == "random" else params.seeds[:1]
     if _has_tasks_only(params, root):
         sequence = load_tasks(seed_file(TASKS, seeds[-1]))
-        found = f"{params.split.root} is not here; what it held is in {TASKS}."
+        roots = ", ".join(source.root for source in params.split.sources if source.root)
+        found = f"{roots} is not here; what it held is in {TASKS}."
     else:
         sequence, found = _read_images(params, seeds, root)
     tasks = "; ".join(
@@ -84,9 +85,8 @@ def plan_all() -> str:
 
 def _has_tasks_only(params: Params, root: Path) -> bool:
     """Return whether the images are not here, but what stage split has made of them is."""
-    images = images_root(params, root)
-    is_watched = DATASETS.find(params.split.dataset).files is not None
-    if not is_watched or images is None or images.exists():
+    folders = [images_root(s, root) for s in params.split.sources if is_watched(s)]
+    if all(folder is None or folder.exists() for folder in folders):
         return False
     return all(seed_file(TASKS, seed).exists() for seed in params.seeds)
 
@@ -97,11 +97,12 @@ def _read_images(params: Params, seeds: list[int], root: Path) -> tuple[TaskSequ
     for seed in seeds:
         sequence = make_tasks(params, seed)
     changed = note_inputs(content, weights_digest(params))
-    told = {"sha256": (params.split.root, "images"), "weights": (params.model.weights, "weights")}
+    roots = ", ".join(source.root for source in params.split.sources if source.root)
+    told = {"sha256": (roots, "images"), "weights": (params.model.weights, "weights")}
     lines = [
         f"{path}: the {what} have changed; `dvc repro` reads them anew."
         for key, (path, what) in told.items()
-        if key in changed and path is not None
+        if key in changed and path
     ]
     return sequence, "\n".join(lines)
 

@@ -91,6 +91,7 @@ _SEED_STAGES = {
 }
 _STAGES = {
     "evaluate": "Measure what is kept and what is learned.",
+    "stability": "Measure how far the rankings can be trusted.",
     "tune": "Choose each method's hyperparameters on validation images.",
     "sweep": "Train every run of the comparison.",
     "report": "Make the tables and plots.",

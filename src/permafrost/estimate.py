@@ -27,6 +27,7 @@ from permafrost.experiment import (
     training_config,
 )
 from permafrost.explain import conv_layers, saliency_maps, visualize_filters
+from permafrost.hyper import number
 from permafrost.models import TaskNetwork, measuring
 from permafrost.params import Params
 from permafrost.paths import project_root
@@ -192,7 +193,7 @@ class _Counted:
         """Return the steps and epochs of a run's trainings."""
         tasks, epochs = range(len(self.sequence.tasks)), self.params.train.epochs
         if not STRATEGIES[run.strategy].continues:  # all tasks at once
-            passes = int(run.hyperparameters.get("passes", 1)) * epochs
+            passes = int(number(run.hyperparameters, "passes", 1)) * epochs
             images = sum(len(task.train) for task in self.sequence.tasks)
             return [(passes * -(-images // self.params.train.batch_size), passes)]
         strategy = run_strategy(self.params, run, None)
@@ -213,7 +214,7 @@ class _Counted:
         cost = self._steps_of(run) * costs.step * made.step_cost
         cost += epochs * shown * costs.measured
         later = range(1, len(tasks) - 1)  # of these, too, is kept what the method needs
-        if run.metric and made.freezes_ranked:
+        if run.metric:
             cost += sum(self._ranking(task, [run.metric], costs) for task in later)
         if made.knowledge is fisher_memory:
             cost += sum(self._informed(task) for task in later) * costs.informed
@@ -323,7 +324,9 @@ def _probe(params: Params, network: TaskNetwork, device: torch.device) -> Costs:
     take = RecordedStep(plain, config.batch_size, record) if record else plain
     step = seconds(lambda: take(batch))
     model.eval()
-    return Costs(_START, step, measured, explained, fisher, pictures * explain.steps)
+    return Costs(
+        _START, step, measured, explained, fisher, pictures * explain.steps * explain.starts
+    )
 
 
 def _seconds_of_pictures(

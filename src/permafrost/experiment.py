@@ -204,8 +204,9 @@ def request_run(
         Which run.
     inputs : RunInputs
         Of the run's seed.
-    masks : mapping of str to Tensor of bool, or None
-        The filters to freeze before the second task; strategies that freeze ranked filters only.
+    masks : mapping of str to Tensor, or None
+        Of strategies that freeze a share of ranked filters, those to freeze before the second task
+        (bool); of others that rank, the layers' filters in their order (int64).
     device : torch.device
         Where to train.
     """
@@ -232,9 +233,12 @@ def request_run(
 
 def run_strategy(params: Params, spec: RunSpec, masks: Masks | None) -> Strategy:
     """Return the strategy that a run learns by."""
-    chosen = ranked.RankedMasks(spec.metric or "", spec.pct or 0, explain_config(params), masks)
     made = STRATEGIES.find(spec.strategy)
-    return made.build(spec.head, spec.hyperparameters, chosen, params.freeze.batch_norm)
+    known = {"first_orders" if made.ranks else "first": masks}
+    explain = explain_config(params)
+    ranking = ranked.RankedMasks(spec.metric or "", spec.pct or 0, explain, **known)
+    strategy = made.build(spec.head, spec.hyperparameters, ranking, params.freeze.batch_norm)
+    return strategy.as_twin(spec.twin) if spec.twin else strategy
 
 
 def _memory(strategy: Strategy, inputs: RunInputs) -> tuple[Memory, str | None]:
@@ -275,6 +279,8 @@ def _run_request(
 ) -> RunRequest:
     digests = inputs.tasks_digest, inputs.weights.digest
     identity = _common_identity(params, spec.seed, *digests, device) | asdict(spec)
+    if spec.twin is None:
+        del identity["twin"]
     code = [further_tasks.__name__, NETWORKS.home(params.model.arch)]
     code.append(STRATEGIES.home(spec.strategy))
     if knowledge_digest is not None:
@@ -282,7 +288,8 @@ def _run_request(
     if STRATEGIES[spec.strategy].continues:
         identity["first"] = inputs.first_digest
     if spec.metric is not None and masks is not None:
-        identity |= {"masks": _digest(masks), "batch_norm": params.freeze.batch_norm}
+        known = "orders" if STRATEGIES[spec.strategy].ranks else "masks"
+        identity |= {known: _digest(masks), "batch_norm": params.freeze.batch_norm}
         if len(inputs.tasks.tasks) > 2:  # ranked anew, by all that ranking depends on
             identity["explain"] = asdict(explain_config(params))
             homes = [CRITERIA.home(spec.metric), SALIENCY_METHODS.home(params.saliency.method)]
@@ -298,7 +305,10 @@ def _run_request(
 
 
 def _digest(masks: Masks) -> str:
-    frozen = {name: filters_of(mask) for name, mask in masks.items()}
+    frozen = {
+        name: filters_of(mask) if mask.dtype == torch.bool else mask.tolist()
+        for name, mask in masks.items()
+    }
     return hashlib.sha256(json.dumps(frozen, sort_keys=True).encode()).hexdigest()
 
 
@@ -314,5 +324,6 @@ def _row_head(params: Params, spec: RunSpec) -> dict[str, Any]:
         "saliency": params.saliency.method if is_ranked else None,
         "aggregate": params.rank.aggregate if is_ranked else None,
         "hyper": spec.hyperparameters,
+        "twin": spec.twin,
         "remark": STRATEGIES[spec.strategy].remark,
     }

@@ -8,6 +8,8 @@ reads the hash from ``images.yaml`` like a parameter: stage split writes there w
 import hashlib
 import json
 import time
+from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
 from ruamel.yaml import YAML
@@ -16,7 +18,7 @@ from permafrost.artifacts import file_digest, load_json, save_json, write_atomic
 from permafrost.data import DATASETS
 from permafrost.data.datasets import require_root
 from permafrost.errors import InputError
-from permafrost.params import Params
+from permafrost.params import Params, Source
 from permafrost.stopping import stop_if_requested
 
 NOTE = Path("images.yaml")
@@ -30,16 +32,16 @@ weights: {}
 _SETTLED = 2 * 10**9  # nanoseconds; a file that was written just now may be so again unseen
 
 
-def images_root(params: Params, root: Path) -> Path | None:
-    """Return the folder of the data set in the project with this root; None if it needs none.
+def images_root(source: Source, root: Path) -> Path | None:
+    """Return the folder of a data set in the project with this root; None if it needs none.
 
     It is relative to the project, not to the copy that ``dvc exp run --temp`` works in.
     """
-    return None if params.split.root is None else root / params.split.root
+    return None if source.root is None else root / source.root
 
 
 def images_digest(params: Params, root: Path) -> str | None:
-    """Hash what the files of a data set hold, in their order: those that its reader names.
+    """Hash what the files of the data sets hold, in their order: those that its reader names.
 
     Of an image folder these are the images, with the names of their classes; of a user's own data
     set all files in its folder, with their places. What a user's own code makes without a folder
@@ -50,30 +52,29 @@ def images_digest(params: Params, root: Path) -> str | None:
     Parameters
     ----------
     params : Params
-        Which data set.
+        Which data sets.
     root : Path
         The project's.
 
     Returns
     -------
     str or None
-        None for a data set without a folder, or whose files have fixed checksums.
+        None for data sets without a folder, or whose files have fixed checksums.
 
     Raises
     ------
     InputError
         If the folder is laid out otherwise than a data set.
     """
-    files = DATASETS.find(params.split.dataset).files
-    folder = images_root(params, root)
-    if files is None or folder is None:
-        return None
     notes = root / ".permafrost" / "images.json"
     known = _read_notes(notes)
     now: dict[str, str] = {}
     unsettled = set()
     digest = hashlib.sha256()
-    for names, path in files(require_root(folder)):
+    watched = [source for source in params.split.sources if is_watched(source)]
+    if not watched:
+        return None
+    for names, path in chain.from_iterable(_files(source, root) for source in watched):
         stop_if_requested()
         about = path.stat()
         times = (about.st_mtime_ns, about.st_ctime_ns)
@@ -86,6 +87,17 @@ def images_digest(params: Params, root: Path) -> str | None:
     if now != known:
         save_json(notes, now)
     return digest.hexdigest()
+
+
+def is_watched(source: Source) -> bool:
+    """Return whether a data set has files in a folder, known by no fixed checksum."""
+    return source.root is not None and DATASETS.find(source.dataset).files is not None
+
+
+def _files(source: Source, root: Path) -> Iterator[tuple[list[str], Path]]:
+    files, folder = DATASETS.find(source.dataset).files, images_root(source, root)
+    assert files is not None
+    return files(require_root(folder))
 
 
 def _read_notes(path: Path) -> dict[str, str]:

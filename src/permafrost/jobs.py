@@ -33,8 +33,8 @@ class RunJob:
         Which run.
     read_inputs : callable
         Returns the inputs of its seed.
-    masks : mapping of str to Tensor of bool, or None
-        The filters to freeze before the second task; strategies that freeze ranked filters only.
+    masks : mapping of str to Tensor, or None
+        As of :func:`permafrost.experiment.request_run`.
     code : str
         Hash of the code by which it is to be trained.
     """

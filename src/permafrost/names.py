@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from permafrost.data import DATASETS
 from permafrost.errors import InputError, printable
 from permafrost.explain import SALIENCY_METHODS
+from permafrost.hyper import is_allowed, is_word, span
 from permafrost.models import HEADS, NETWORKS
 from permafrost.params import MAX_NAME, Params, advise, load_params, shown, shown_key
 from permafrost.ranking import AGGREGATES, CRITERIA
@@ -55,14 +56,18 @@ def check_names(params: Params, source: str) -> None:
 
 def _complaints(params: Params) -> Iterator[str]:
     split, model, rank, sweep = params.split, params.model, params.rank, params.sweep
-    yield from _unknown("split.dataset", split.dataset, DATASETS)
-    if split.root is None and DATASETS.find(split.dataset).needs_root:
-        yield f"split.root: dataset {split.dataset!r} needs the folder where its images lie"
+    for place, source in enumerate(split.sources):
+        key = "split" if isinstance(split.tasks, int) else f"split.tasks.{place}"
+        yield from _unknown(f"{key}.dataset", source.dataset, DATASETS)
+        if source.root is None and DATASETS.find(source.dataset).needs_root:
+            yield f"{key}.root: dataset {source.dataset!r} needs the folder where its images lie"
     yield from _unknown("model.arch", model.arch, NETWORKS)
     yield from _no_choice("model.head", model.head, HEADS)
     yield from _unknown("saliency.method", params.saliency.method, SALIENCY_METHODS)
     for place, metric in enumerate(rank.metrics):
         yield from _unknown(f"rank.metrics.{place}", metric, CRITERIA)
+    for place, metric in enumerate(params.stability.metrics):
+        yield from _unknown(f"stability.metrics.{place}", metric, CRITERIA)
     yield from _unranked(params)
     yield from _no_choice("rank.aggregate", rank.aggregate, AGGREGATES)
     yield from _wrong_grids(params.tune)
@@ -90,6 +95,8 @@ def _unranked(params: Params) -> Iterator[str]:
                 f"{key}: {shown(metric)} is not ranked; allowed: what rank.metrics lists "
                 f"({', '.join(ranked)})"
             )
+    if sweep.twins and "random" not in ranked:
+        yield "sweep.twins: what chance ranks takes the metric random; list it in rank.metrics"
     if "freeze" in sweep.strategies and not sweep.metrics:
         yield "sweep: the strategy freeze needs at least one of sweep.metrics"
 
@@ -129,6 +136,8 @@ def _wrong_grids(grids: dict[str, list[dict[str, Any]]]) -> Iterator[str]:
         for entry in grid:
             if entry.keys() != bounds.keys():
                 yield f"{key}: {shown(entry)} must name exactly {', '.join(bounds)}"
-            for hyper, (low, high) in bounds.items():
-                if not low <= entry[hyper] <= high:
-                    yield f"{key}: {hyper} must lie in {low:g}..{high:g}"
+            for hyper, allowed in bounds.items():
+                if not is_allowed(entry[hyper], allowed):
+                    must = "be one of" if is_word(allowed) else "lie in"
+                    what = f"{must} {span(allowed)}, not {shown(entry[hyper])}"
+                    yield f"{key}: {hyper} must {what}"

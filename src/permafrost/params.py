@@ -7,10 +7,21 @@ import difflib
 import reprlib
 from collections import Counter
 from collections.abc import Iterable
+from math import isfinite
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    PlainValidator,
+    Tag,
+    ValidationError,
+    model_validator,
+)
 from ruamel.yaml import YAML
 
 from permafrost.errors import InputError, printable
@@ -62,18 +73,53 @@ ClassList = Annotated[list[str], Field(min_length=2, max_length=1000)]
 Side = Annotated[int, Field(ge=8, le=512)]
 
 
+class Source(NamedTuple):
+    """A data set, and the folder where its images lie."""
+
+    dataset: str
+    root: str | None
+
+
+class TaskOf(_Section):
+    """A task of a data set of its own; its augmentation where it is not what ``train`` says."""
+
+    dataset: str = "digits"
+    root: Annotated[str, AfterValidator(_path)] | None = None
+    classes: ClassList
+    flip: bool | None = None
+    padding: Annotated[int, Field(ge=0, le=64)] | None = None
+
+    @property
+    def source(self) -> Source:
+        """Return where its images are from."""
+        return Source(self.dataset, self.root)
+
+
+def _form(tasks: object) -> str:
+    return "list" if isinstance(tasks, list) else "count"
+
+
+# How many tasks, or each with its data set.
+Tasks = Annotated[
+    Annotated[Annotated[int, Field(ge=2, le=100)], Tag("count")]
+    | Annotated[list[TaskOf], Field(min_length=2, max_length=100), Tag("list")],
+    Discriminator(_form),
+]
+
+
 class Split(_Section):
     """Which images and classes make up the tasks.
 
     ``classes`` lists the names of each task's classes; where it does, ``classes_per_task``,
-    ``tasks`` and ``selection`` are not read.
+    ``tasks`` and ``selection`` are not read. ``tasks`` may list tasks of several data sets; then
+    ``dataset``, ``root``, ``classes_per_task`` and ``selection`` are not read.
     """
 
     dataset: str = "digits"
     root: Annotated[str, AfterValidator(_path)] | None = None
     image_size: Side | Annotated[list[Side], Field(min_length=2, max_length=2)] = 32
     classes_per_task: int = Field(5, ge=2, le=1000)
-    tasks: int = Field(2, ge=2, le=100)
+    tasks: Tasks = 2
     classes: Annotated[list[ClassList], Field(min_length=2, max_length=100)] | None = None
     selection: Literal["first", "random"] = "first"
     validation: Number = Field(0.0, ge=0, lt=1)
@@ -88,13 +134,30 @@ class Split(_Section):
     @property
     def sizes(self) -> list[int]:
         """Return how many classes each task has."""
-        if self.classes is None:
-            return [self.classes_per_task] * self.tasks
-        return [len(names) for names in self.classes]
+        if self.named is not None:
+            return [len(names) for names in self.named]
+        assert isinstance(self.tasks, int)
+        return [self.classes_per_task] * self.tasks
+
+    @property
+    def named(self) -> list[list[str]] | None:
+        """Return the names of each task's classes, where they are given."""
+        if isinstance(self.tasks, int):
+            return self.classes
+        return [task.classes for task in self.tasks]
+
+    @property
+    def sources(self) -> list[Source]:
+        """Return the data sets, each once, in the order of the tasks."""
+        if isinstance(self.tasks, int):
+            return [Source(self.dataset, self.root)]
+        return list(dict.fromkeys(task.source for task in self.tasks))
 
     @model_validator(mode="after")
     def _classes_stand_once(self) -> "Split":
-        names = [name for task in self.classes or [] for name in task]
+        if not isinstance(self.tasks, int) and self.classes is not None:
+            raise ValueError("classes: split.tasks lists each task's; leave them null")
+        names = [name for task in self.named or [] for name in task]
         for name, count in Counter(names).items():
             if count > 1:
                 raise ValueError(f"classes: {shown(name)} stands twice; list each class once")
@@ -139,6 +202,9 @@ class Visualize(_Section):
     lr: Number = Field(0.1, gt=0, le=100)
     weight_decay: Number = Field(1e-6, ge=0, le=10)
     start_seed: int = Field(0, ge=0, le=2**31)
+    starts: int = Field(1, ge=1, le=100)
+    jitter: int = Field(0, ge=0, le=64)
+    pictures: Literal["maximised", "natural"] = "maximised"
     heat_map: Literal["change", "intensity", "max"] = "change"
 
 
@@ -153,6 +219,12 @@ class Rank(_Section):
     ]
     aggregate: str = "union"
     reverse: bool = False
+
+
+class Stability(_Section):
+    """Of which criteria it is measured how far their rankings can be trusted."""
+
+    metrics: Annotated[list[str], AfterValidator(_unique)] = []
 
 
 class Freeze(_Section):
@@ -170,7 +242,22 @@ class Consolidate(_Section):
     buffer_images: int = Field(50, ge=1, le=10_000_000)
 
 
-Grid = Annotated[list[dict[str, Number]], Field(min_length=1, max_length=1000)]
+def _hyper(value: object) -> float | str:
+    """Return a hyperparameter: a finite number, or a word."""
+    if isinstance(value, str):
+        return _label(value)
+    try:
+        if isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value):
+            return value + 0.0
+    except OverflowError:
+        pass
+    raise ValueError(f"must be a finite number or a word, not {shown(value)}")
+
+
+Grid = Annotated[
+    list[dict[str, Annotated[float | str, PlainValidator(_hyper)]]],
+    Field(min_length=1, max_length=1000),
+]
 
 
 # What is tried for each method; a single entry is taken as it is, none is the method's default.
@@ -188,6 +275,7 @@ class Sweep(_Section):
     metrics: Annotated[list[str], AfterValidator(_unique)] = ["mse"]
     pcts: Annotated[list[Share], AfterValidator(_unique)] = [0.25, 0.5, 0.75]
     heads: Annotated[list[str], AfterValidator(_unique), Field(min_length=1)] = ["shared"]
+    twins: bool = False
     workers: int = Field(2, ge=1, le=256)
 
 
@@ -211,6 +299,7 @@ class Params(_Section):
     saliency: Saliency = Saliency()
     visualize: Visualize = Visualize()
     rank: Rank = Rank()
+    stability: Stability = Stability()
     freeze: Freeze = Freeze()
     consolidate: Consolidate = Consolidate()
     tune: Tune = {}
@@ -319,9 +408,12 @@ def _read(path: Path) -> bytes:
 def _explain(error: ValidationError) -> str:
     """Put pydantic's first finding into one line."""
     first = error.errors(include_url=False)[0]
-    key = ".".join(shown_key(part) for part in first["loc"])
+    place = first["loc"]
+    if place[:2] == ("split", "tasks"):  # behind it pydantic names the form that it takes them for
+        place = (*place[:2], *place[3:])
+    key = ".".join(shown_key(part) for part in place)
     if first["type"] == "extra_forbidden":
-        return f"{key}: unknown key; {_suggest(first['loc'])}"
+        return f"{key}: unknown key; {_suggest(place)}"
     message = first["msg"].removeprefix("Value error, ")
     given = first["input"]
     # A section's own check names the key within the section.
@@ -338,6 +430,9 @@ def shown_key(part: int | str) -> str:
 def _suggest(location: tuple[int | str, ...]) -> str:
     section: Any = Params
     for part in location[:-1]:
+        if part == "tasks":
+            section = TaskOf
+            break
         section = section.model_fields[part].annotation
     return advise(str(location[-1]), section.model_fields)
 

@@ -173,7 +173,7 @@ class _Rehearsal:
         masks = None
         if spec.metric is not None:
             _, orders = order_layers("random", evidence, explain_config(params))
-            masks = frozen_masks(orders, spec.pct or 0)
+            masks = orders if spec.pct is None else frozen_masks(orders, spec.pct)
         strategy = run_strategy(params, spec, masks)
         settings, first = _settings(params), self.outcome.weights
         memory: Memory = {}

@@ -24,10 +24,13 @@ def shown_params(params: Params, spec: RunSpec) -> dict[str, Any]:
 def shown_training(params: Params) -> dict[str, Any]:
     """Return the parameters that MLflow shows of every training."""
     split = params.split
-    unread = {"classes"} if split.classes is None else {"classes_per_task", "tasks", "selection"}
+    unread = {"classes"} if split.named is None else {"classes_per_task", "tasks", "selection"}
+    datasets = ", ".join(dict.fromkeys(source.dataset for source in split.sources))
+    if not isinstance(split.tasks, int):
+        unread = {"classes_per_task", "classes", "selection"}
     return _dotted(
         {
-            "": {"dataset": split.dataset},
+            "": {"dataset": datasets},
             "split.": split.model_dump(exclude={"dataset", "root"} | unread),
             "model.": params.model.model_dump(exclude={"head"}),
             "train.": params.train.model_dump(exclude={"precision"}),

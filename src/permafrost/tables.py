@@ -15,6 +15,21 @@ def measure(rows: Iterable[Row], name: str) -> Interval | None:
     return confidence_interval(values, value_range(name)) if values else None
 
 
+def paired(pairs: Iterable[tuple[Row, Row]], name: str) -> Interval | None:
+    """Return the mean difference between two runs of the same seed, and its interval.
+
+    Parameters
+    ----------
+    pairs : iterable of (dict, dict)
+        Of each seed; where one of the two lacks the measure, the pair does not count.
+    name : str
+        Of a measure between 0 and 1.
+    """
+    values = [(left.get(name), right.get(name)) for left, right in pairs]
+    found = [one - other for one, other in values if one is not None and other is not None]
+    return confidence_interval(found, (-1, 1)) if found else None
+
+
 def measures(rows: Sequence[Row], tasks: int) -> dict[str, Interval | None]:
     """Return the accuracy on each task, their mean and the forgetting, over the seeds."""
     names = [*map(accuracy_name, range(tasks)), "acc_mean", "forgetting"]

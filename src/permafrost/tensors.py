@@ -1,6 +1,8 @@
 """Tensors and tasks on disk, in the formats of :mod:`permafrost.artifacts`."""
 
 from collections.abc import Mapping
+from dataclasses import replace
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -75,10 +77,12 @@ def save_tasks(path: Path, sequence: TaskSequence) -> None:
             images: LabeledImages = getattr(task, part)
             tensors[f"{index}/{part}/images"] = images.images
             tensors[f"{index}/{part}/labels"] = images.labels
+    own = [task.augmentation for task in sequence.tasks]
     save_tensors(
         path,
         tensors,
-        {
+        ({"augmentation": own} if any(own) else {})
+        | {
             "classes": [list(task.classes) for task in sequence.tasks],
             "mean": list(sequence.normalization.mean),
             "std": list(sequence.normalization.std),
@@ -97,7 +101,10 @@ def load_tasks(path: Path) -> TaskSequence:
     tensors, about = load_tensors(path)
     try:
         tasks = tuple(
-            _task(tensors, index, tuple(classes)) for index, classes in enumerate(about["classes"])
+            replace(_task(tensors, index, tuple(classes)), **own)
+            for index, (classes, own) in enumerate(
+                zip(about["classes"], about.get("augmentation", repeat({})), strict=False)
+            )
         )
         return TaskSequence(tasks, Normalization(tuple(about["mean"]), tuple(about["std"])))
     except (KeyError, TypeError, ValueError):
@@ -113,4 +120,4 @@ def _task(tensors: Mapping[str, Tensor], index: int, classes: tuple[str, ...]) -
         if len(labels) and not (0 <= int(labels.min()) <= int(labels.max()) < len(classes)):
             raise ValueError("not a task's labels")
         parts[part] = LabeledImages(images, labels)
-    return Task(classes, **parts)
+    return Task(classes, parts["train"], parts["validation"], parts["test"])

@@ -1,10 +1,21 @@
 """The split into tasks: disjoint, stratified, and the same images held out for every seed."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from permafrost.data import ImageDataset, LabeledImages, TaskSequence, split_tasks
+from permafrost.data import (
+    ImageDataset,
+    LabeledImages,
+    TaskFrom,
+    TaskSequence,
+    split_tasks,
+    tasks_of,
+)
+from permafrost.data.tasks import statistics
 from permafrost.errors import InputError
+from permafrost.tensors import load_tasks, save_tasks
 
 
 def part(counts: list[int], first_id: int = 0) -> LabeledImages:
@@ -231,3 +242,49 @@ def test_classes_with_too_few_images(train, test, words):
 
 def test_small_classes_that_are_not_chosen_do_no_harm():
     split(dataset(train=(20, 20, 20, 20, 1, 0)), classes_per_task=2)
+
+
+def two_sets():
+    """Return two data sets of three classes, the second without a test part."""
+    photos = dataset_of("photo", per_class=10, brightness=200, test=True)
+    drawings = dataset_of("drawing", per_class=10, brightness=20, test=False)
+    return photos, drawings
+
+
+def dataset_of(name, *, per_class, brightness, test):
+    labels = torch.arange(3).repeat_interleave(per_class)
+    images = torch.full((len(labels), 3, 8, 8), brightness, dtype=torch.uint8)
+    images[:, 0, 0, 0] = torch.arange(len(labels), dtype=torch.uint8)  # each is another
+    data = LabeledImages(images, labels)
+    return ImageDataset(tuple(f"{name} {i}" for i in range(3)), data, data if test else None)
+
+
+def test_tasks_of_several_data_sets():
+    photos, drawings = two_sets()
+    parts = [
+        TaskFrom(photos, ["photo 2", "photo 0"]),
+        TaskFrom(drawings, ["drawing 1"], flip=False, padding=0),
+    ]
+    sequence = tasks_of(parts, validation=0.2, test_share=0.3)
+    first, second = sequence.tasks
+    assert first.classes == ("photo 2", "photo 0")
+    assert second.classes == ("drawing 1",)
+    assert (len(first.train), len(first.validation), len(first.test)) == (16, 4, 20)
+    assert (len(second.train), len(second.validation), len(second.test)) == (6, 1, 3)
+    assert first.train.images[first.train.labels == 0][:, 0, 0, 0].min() >= 20  # of photo 2
+    assert first.augmentation == {}
+    assert second.augmentation == {"flip": False, "padding": 0}
+    # The first task's statistics, for both.
+    assert sequence.normalization == statistics(first.train.images)
+    with pytest.raises(InputError, match=r"^split\.classes: the data set has no class 'drawing 1'"):
+        tasks_of([TaskFrom(photos, ["drawing 1"])], validation=0, test_share=0.3)
+
+
+def test_an_augmentation_of_its_own_is_stored(tmp_path):
+    photos, drawings = two_sets()
+    plain = [TaskFrom(photos, ["photo 0"]), TaskFrom(drawings, ["drawing 0"])]
+    for parts in (plain, [plain[0], replace(plain[1], flip=True)]):
+        sequence = tasks_of(parts, validation=0.2, test_share=0.3)
+        save_tasks(tmp_path / "tasks", sequence)
+        read = load_tasks(tmp_path / "tasks")
+        assert [t.augmentation for t in read.tasks] == [t.augmentation for t in sequence.tasks]

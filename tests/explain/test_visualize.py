@@ -8,7 +8,13 @@ from torchvision.models import resnet18
 from torchvision.models.vgg import make_layers
 
 from explained import mixed, snapshot
-from permafrost.explain import conv_layers, heat_maps, start_image, visualize_filters
+from permafrost.explain import (
+    conv_layers,
+    heat_maps,
+    natural_pictures,
+    start_image,
+    visualize_filters,
+)
 
 MEAN, STD = (0.5, 0.45, 0.4), (0.25, 0.2, 0.3)
 FIRST, DEEP = "0", "11"  # convolutions of `small_vgg`
@@ -335,3 +341,44 @@ def test_heat_map_shapes_and_refusal():
     assert heat_maps(images, start).shape == (5, 6, 7)
     with pytest.raises(ValueError, match="reduction"):
         heat_maps(images, start, "mean")
+
+
+def test_jitter_rolls_each_step_and_back():
+    """Of an image that is the same everywhere nothing changes; else it does, by its seed."""
+    model, start = small_vgg(), some_start()
+    plain = visualize_filters(model, DEEP, [0, 1], start=start, steps=4)
+    found = [
+        visualize_filters(model, DEEP, [0, 1], start=start, steps=4, jitter=2, jitter_seed=seed)
+        for seed in (0, 0, 1)
+    ]
+    assert torch.equal(found[0], found[1])
+    assert not torch.equal(found[0], found[2])
+    assert not torch.equal(found[0], plain)
+    one = nn.Sequential(nn.Conv2d(3, 4, 1))  # sees no position
+    still = {"start": torch.ones(3, 8, 8), "steps": 3}
+    assert torch.equal(
+        visualize_filters(one, "0", **still), visualize_filters(one, "0", jitter=3, **still)
+    )
+    with pytest.raises(ValueError, match="jitter must be at least 0, not -1"):
+        visualize_filters(model, DEEP, start=start, jitter=-1)
+
+
+def test_natural_pictures_are_of_the_strongest_images():
+    """Against a sort of all answers."""
+    model, images = small_vgg().eval(), torch.randn(23, 3, 32, 32)
+    batches = [(part, torch.zeros(len(part))) for part in images.split(5)]
+    found = natural_pictures(model, [DEEP], batches, strongest=4)[DEEP]
+    answers = {}
+    handle = model.get_submodule(DEEP).register_forward_hook(
+        lambda _m, _i, output: answers.update(all=output.mean((2, 3)))
+    )
+    with torch.no_grad():
+        model(images)
+    handle.remove()
+    for index in range(len(found)):
+        order = answers["all"][:, index].argsort(descending=True)[:4]
+        torch.testing.assert_close(found[index], images[order].mean(0))
+    everything = natural_pictures(model, [DEEP], batches, strongest=99)[DEEP]
+    torch.testing.assert_close(everything[0], images.mean(0))
+    with pytest.raises(ValueError, match="no images"):
+        natural_pictures(model, [DEEP], [])

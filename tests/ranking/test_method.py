@@ -74,3 +74,24 @@ def test_later_tasks_are_explained_where_a_criterion_needs_class_maps(
     scores = filter_responses(model, batches.ordered(64), 2, ["overlap"], maps)
     for layer, values in scores["overlap"].items():
         assert torch.equal(orders[layer], order_filters(values, "union"))
+
+
+def test_pictures_of_several_starts_are_averaged(make_network, make_sequence):
+    sequence, model = make_sequence(), make_network().view("shared", 0, 1)
+    batches = Batches(sequence.tasks[0].train, sequence.normalization, "cpu")
+    config = ranking_method.ExplainConfig(steps=2, start_seed=3)
+
+    def made(**options):
+        return ranking_method.visualize_network(
+            model, (32, 32), sequence.normalization, replace(config, **options), batches
+        )
+
+    both, apart = made(starts=2), [made(), made(start_seed=4)]
+    for place in (0, 1):  # pictures and maps
+        for name, values in both[place].items():
+            torch.testing.assert_close(values, (apart[0][place][name] + apart[1][place][name]) / 2)
+    pictures, maps = made(pictures="natural")
+    grown, _ = apart[0]
+    assert {n: p.shape for n, p in pictures.items()} == {n: p.shape for n, p in grown.items()}
+    for name, values in pictures.items():
+        assert torch.equal(maps[name], values.abs().mean(1))

@@ -136,7 +136,8 @@ def test_what_never_froze_and_what_froze_all(store, inputs):
 def test_every_strategy_has_a_cell(store, informed, strategy):
     spec = cell_of(strategy)
     assert spec.strategy == strategy
-    masks = None if spec.metric is None else frozen_masks(make_orders(), spec.pct)
+    masks = None if spec.metric is None else make_orders()
+    masks = masks if spec.pct is None else frozen_masks(masks, spec.pct)
     record = train_run(store, make_params(), spec, informed, masks, CPU)
     row = record["row"]
     assert as_json(with_row(store.load(record["key"]))) == as_json(record)
@@ -145,7 +146,7 @@ def test_every_strategy_has_a_cell(store, informed, strategy):
     assert [row["acc_task1"], row["acc_task2"]] == row["R"][2]
     holds_nothing = strategy in ("finetune", "linear_probe")
     assert (row["memory_bytes"] == 0) == holds_nothing
-    assert ("acc_task1_pruned" in row) == (strategy == "packnet")
+    assert ("acc_task1_pruned" in row) == (strategy in ("packnet", "edges"))
     assert ("drift" in record) == (strategy != "joint")
     shown = store.tracker.runs[0].result
     assert shown.experiment == "permafrost"

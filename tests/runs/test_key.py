@@ -131,7 +131,8 @@ def test_the_key_changes_with_the_hyperparameters(inputs):
             masks = None if spec.metric is None else MASKS
             hyper = spec.hyperparameters
             assert set(hyper) == set(made.hyper)
-            hyper[name] /= 2
+            value = hyper[name]
+            hyper[name] = "depth" if isinstance(value, str) else value / 2 + 0.125
             other = dataclasses.replace(spec, hyper=tuple(hyper.items()))
             assert key_of(spec, known, masks) != key_of(other, known, masks), (strategy, name)
 

@@ -3,7 +3,7 @@
 import pytest
 
 from permafrost.evaluation import Accuracy
-from permafrost.runs.outcome import accuracy_facts
+from permafrost.runs.outcome import accuracy_facts, row_facts
 from permafrost.runs.rows import further_row
 from permafrost.strategies import Progress
 from small_runs import FILTERS
@@ -26,3 +26,14 @@ def test_the_row_is_derived_from_the_matrix():
     assert row["fwt"] == pytest.approx(matrix[1][1] - matrix[0][1])
     assert (row["status"], row["memory_bytes"]) == ("done", 7)
     assert (row["free_filters"], row["free_filters_least"]) == (0.7, 0.5)
+    assert row["acc_mean_without_task"] is row["acc_task2_without_task"] is None
+
+
+def test_the_row_where_the_task_is_not_told():
+    rows = [[Accuracy((1, 1), (2, 2))] * 2] * 3
+    untold = row_facts([Accuracy((2, 1), (4, 4)), Accuracy((0, 1), (4, 4))])
+    facts = accuracy_facts(Progress(2, rows)) | {"memory_bytes": 0, "without_task": untold}
+    row = further_row(facts | FILTERS)
+    assert row["acc_task1_without_task"] == 3 / 8
+    assert row["acc_task2_without_task"] == 1 / 8
+    assert row["acc_mean_without_task"] == 1 / 4

@@ -200,3 +200,28 @@ def test_bars_are_the_intervals(drawn):
 
 def test_one_seed_has_no_bars_and_no_word_of_them(drawn):
     assert drawn([], [point(1, label="x")]).axes[0].get_title() == "Kept and learned"
+
+
+def test_twins_are_lines_of_their_own_and_paired_by_seed():
+    """Seed 2 has no twin, and so counts in no difference."""
+    rows = [
+        row(
+            seed,
+            "soft",
+            metric="mse",
+            acc_task1=0.6 + seed / 10,
+            controlled_by=[f"soft mse twin by chance shared seed {seed}"],
+        )
+        for seed in (0, 1, 2)
+    ]
+    rows += [
+        row(seed, "soft", metric="mse", twin="chance", acc_task1=0.5 + seed / 10) for seed in (0, 1)
+    ]
+    choices = {"shared": {"freeze": {"chosen": {"pct": 0.125}, "trials": [], "at_edge": []}}}
+    text = tables(rows, Params(seeds=[0, 1, 2], sweep={"twins": True}), choices)
+    assert "| soft | chance | 10.0 (10.0 to 10.0) | 0.0 (0.0 to 0.0) | 0.0 (0.0 to 0.0) |" in text
+    assert "\n| soft, twin by chance | 55.0 " in text
+    assert "\n| soft | 70.0 " in text
+    compared = comparison(rows, Params(seeds=[0, 1, 2]))["shared"]
+    assert compared["soft, twin by chance"]["seeds"] == 2
+    assert "its twin" not in tables(rows, Params(seeds=[0, 1, 2]), choices)

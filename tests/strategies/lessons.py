@@ -21,6 +21,20 @@ CONFIGS = {
 }
 
 
+class LargestFirst:
+    """Ranks filters by the size of their weights, as a criterion might."""
+
+    def orders(self, lesson, *, by_chance=False):
+        return {
+            name: layer.weight.detach().flatten(1).norm(dim=1).argsort(descending=not by_chance)
+            for name, layer in lesson.network.named_modules()
+            if isinstance(layer, torch.nn.Conv2d)
+        }
+
+
+RANKING = LargestFirst()
+
+
 def random(seed=0):
     return torch.Generator().manual_seed(seed)
 

@@ -1,5 +1,6 @@
 """Losses made of explanations: LwM, RRR and AFC, against plain computations."""
 
+import copy
 from dataclasses import replace
 
 import pytest
@@ -15,6 +16,8 @@ from permafrost.models import build_network
 from permafrost.ranking.features import feature_layers
 from permafrost.strategies import Afc, Keep, Lwf, Lwm, Phase, Replay, Rrr, afc, lwm, rrr
 from permafrost.strategies.old_heads import old_logits
+from permafrost.strategies.old_network import old_network_memory
+from permafrost.strategies.rrr import explained_buffer_memory
 
 CLOSE = {"rtol": 1e-8, "atol": 1e-11}
 # Each method with its strength at 1 and at 0, and the field of its strength.
@@ -337,3 +340,58 @@ def test_maps_do_not_depend_on_what_training_computes_in(make_lesson_of):
         now = rrr.true_class_maps(lesson, layer, 0, images, labels)
     assert now.any()
     assert torch.equal(now, memory["0/maps"])
+
+
+def test_twins_by_chance_give_channels_others_weights(make_network, make_sequence):
+    """The same map in both networks of lwm: the distance is still 0 where nothing has moved."""
+    network, sequence = make_network(), make_sequence()
+    memory = old_network_memory(make_lesson(network, sequence, 0))
+    batch, found = one_batch(sequence, 1), {}
+    for twin in (None, *Lwm.twins):
+        strategy = Lwm("multi", 0.0, 2.0, 1.0, twin=twin)
+        stirred = copy.deepcopy(network).eval()
+        for moved in (False, True):
+            if moved:
+                with torch.no_grad():
+                    stirred.features[4].weight.mul_(-0.5)
+            lesson = make_lesson(stirred, sequence, 1, memory=memory)
+            with strategy.while_learning(lesson, Phase(1, 1)) as guard:
+                loss, logits, labels = guard.objective(lesson.view(1), batch)
+            found[twin, moved] = float(loss - F.cross_entropy(logits, labels))
+    assert found[None, False] == pytest.approx(0, abs=1e-6)
+    assert found["chance", False] == pytest.approx(0, abs=1e-6)
+    assert found[None, True] != pytest.approx(found["chance", True], rel=1e-3)
+
+
+@pytest.mark.parametrize("twin", Rrr.twins)
+def test_twins_of_rrr_keep_their_own(make_network, make_sequence, keep, twin):
+    network, sequence = make_network(tasks=3), make_sequence(tasks=3, train=40)
+    keep = replace(keep, buffer_images=24)
+    first = explained_buffer_memory(make_lesson(network, sequence, 0, keep=keep))
+    plain = learn(Rrr("multi", 1.0), copy.deepcopy(network), sequence, memory=first, keep=keep)
+    other = learn(
+        Rrr("multi", 1.0, twin=twin), copy.deepcopy(network), sequence, memory=first, keep=keep
+    )
+    mine, its = plain.memory, other.memory
+    for task in (0, 1):
+        if twin == "chance":
+            assert torch.equal(mine[f"{task}/images"], its[f"{task}/images"])
+            assert mine[f"{task}/maps"].shape == its[f"{task}/maps"].shape
+            assert not torch.equal(mine[f"{task}/maps"], its[f"{task}/maps"])
+        else:
+            assert f"{task}/maps" not in its
+            more = len(its[f"{task}/images"]) - len(mine[f"{task}/images"])
+            assert more == mine["0/maps"].nbytes // (3 * 32 * 32)
+            assert more > 0
+
+
+def test_twins_of_afc_weigh_by_chance_or_equally(make_network, make_sequence):
+    lesson = make_lesson(make_network(), make_sequence(), 1)
+    importance = torch.rand(16)
+    plain, chance, equal = (
+        Afc("multi", twin=twin)._weighted(importance, lesson, "a") for twin in (None, *Afc.twins)
+    )
+    assert torch.equal(plain, importance)
+    assert not torch.equal(chance, importance)
+    assert torch.equal(chance.sort().values, importance.sort().values)
+    assert torch.allclose(equal, importance.mean().expand(16))

@@ -1,12 +1,15 @@
 """The learner: trainings in several phases resume to the same bits."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 
 from lessons import CPU, HEADS, SGD, learn, make_lesson, penalty_memory
-from permafrost.strategies import Learner
+from permafrost.data import Batches
+from permafrost.strategies import Joint, Learner, Progress, Replay
 from permafrost.strategies.replay import buffer_memory
+from permafrost.training import TrainingConfig
 
 
 @pytest.mark.parametrize(
@@ -44,3 +47,25 @@ def test_a_training_resumes_to_the_same_bits(
         assert progress.history == straight.history
         assert progress.rows == straight.rows
         assert same_bits(progress.memory, straight.memory)
+
+
+def test_a_task_is_augmented_in_its_own_way(make_network, make_sequence, monkeypatch):
+    """Learned and replayed; what all tasks are augmented by is the least of all."""
+    first, second = make_sequence().tasks
+    tasks = (first, replace(second, flip=False, padding=0))
+    sequence = replace(make_sequence(), tasks=tasks)
+    config, seen = TrainingConfig(epochs=1, lr=0.01, batch_size=4, flip=True, padding=3), []
+    plain = Batches.epoch
+
+    def epoch(self, *arguments, flip, padding):
+        seen.append((flip, padding))
+        return plain(self, *arguments, flip=flip, padding=padding)
+
+    monkeypatch.setattr(Batches, "epoch", epoch)
+    for strategy in (Replay("multi"), Joint("multi")):
+        learner = Learner(sequence, config, head="multi", seed=0, device=CPU)
+        strategy.learn(learner, make_network(), Progress(0, []))
+    learned, replayed, *_ = seen[1:]
+    assert seen[0] == (True, 3)
+    assert (learned, replayed) == ((False, 0), (True, 3))
+    assert seen[-1] == (False, 0)

@@ -85,6 +85,9 @@ PHASES = {
     "packnet": [("retrain", 0.5), ("learn", 1)],
     "critical_layer": [("trial", 1), ("learn", 1)],
     "fragile_layer": [("trial", 1), ("learn", 1)],
+    "edges": [("retrain", 0.5), ("learn", 1)],
+    "circuit": [("relearn", 1), ("learn", 1)],
+    "circuit_lwf": [("relearn", 1), ("learn", 1)],
 }
 
 

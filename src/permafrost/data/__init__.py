@@ -4,7 +4,14 @@ from permafrost.data.batches import Batches, normalize
 from permafrost.data.datasets import DATASETS, dataset, load_dataset
 from permafrost.data.from_python import tasks_from_dataset, tasks_from_tensors
 from permafrost.data.images import ImageDataset, LabeledImages, resize
-from permafrost.data.tasks import Normalization, Task, TaskSequence, split_tasks
+from permafrost.data.tasks import (
+    Normalization,
+    Task,
+    TaskFrom,
+    TaskSequence,
+    split_tasks,
+    tasks_of,
+)
 
 __all__ = [
     "DATASETS",
@@ -13,6 +20,7 @@ __all__ = [
     "LabeledImages",
     "Normalization",
     "Task",
+    "TaskFrom",
     "TaskSequence",
     "dataset",
     "load_dataset",
@@ -21,4 +29,5 @@ __all__ = [
     "split_tasks",
     "tasks_from_dataset",
     "tasks_from_tensors",
+    "tasks_of",
 ]

@@ -2,8 +2,8 @@
 
 import difflib
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -25,12 +25,22 @@ class Task:
         The C names; label ``i`` of this task is ``classes[i]``.
     train, validation, test : LabeledImages
         Disjoint sets of images with labels 0..C-1; `validation` may be empty.
+    flip, padding : bool or None, int or None
+        How its images are augmented where not as all tasks' are.
     """
 
     classes: tuple[str, ...]
     train: LabeledImages
     validation: LabeledImages
     test: LabeledImages
+    flip: bool | None = None
+    padding: int | None = None
+
+    @property
+    def augmentation(self) -> dict[str, Any]:
+        """Return what is its own of the augmentation."""
+        own = {"flip": self.flip, "padding": self.padding}
+        return {name: value for name, value in own.items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -121,6 +131,55 @@ def split_tasks(
         labels = _named(dataset.class_names, classes)
     divided = tuple(_make_task(dataset, task, validation, test_share) for task in labels)
     return TaskSequence(divided, statistics(divided[0].train.images))
+
+
+@dataclass(frozen=True)
+class TaskFrom:
+    """A task that is made of some classes of a data set.
+
+    Attributes
+    ----------
+    dataset : ImageDataset
+        The data set.
+    classes : sequence of str
+        Their names, in the order of the labels.
+    flip, padding : bool or None, int or None
+        As of :class:`Task`.
+    """
+
+    dataset: ImageDataset
+    classes: Sequence[str]
+    flip: bool | None = None
+    padding: int | None = None
+
+
+def tasks_of(parts: Sequence[TaskFrom], *, validation: float, test_share: float) -> TaskSequence:
+    """Make tasks of several data sets, all with images of the same size.
+
+    Parameters
+    ----------
+    parts : sequence of TaskFrom
+        One for each task.
+    validation, test_share : float
+        As for :func:`split_tasks`.
+
+    Returns
+    -------
+    TaskSequence
+        The tasks, and the statistics of the first task's training part, for all of them.
+
+    Raises
+    ------
+    InputError
+        As :func:`split_tasks`.
+    """
+    _check_parameters(1, 1, "first", validation, test_share)
+    divided = []
+    for part in parts:
+        (labels,) = _named(part.dataset.class_names, [part.classes])
+        task = _make_task(part.dataset, labels, validation, test_share)
+        divided.append(replace(task, flip=part.flip, padding=part.padding))
+    return TaskSequence(tuple(divided), statistics(divided[0].train.images))
 
 
 def _check_parameters(

@@ -1,9 +1,9 @@
 """Accuracy of a network on every task: one row of the accuracy matrix R."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from permafrost.data import Batches
 from permafrost.devices import images_at_once
@@ -43,14 +43,30 @@ def accuracy(
     ValueError
         If there are no images.
     """
+    return _counted(lambda images: _measured(model, images), batches, classes, offset, batch_size)
+
+
+def _measured(model: nn.Module, images: Tensor) -> Tensor:
+    with measuring(model):
+        logits: Tensor = model(images)
+    return logits
+
+
+def _counted(
+    answer: Callable[[Tensor], Tensor],
+    batches: Batches,
+    classes: int,
+    offset: int,
+    batch_size: int | None = None,
+) -> Accuracy:
+    """Count the images for which the largest logit is the right one."""
     if not len(batches):
         raise ValueError("there are no images to measure the accuracy on")
     size = batch_size or images_at_once(batches.images, on_cpu=256)
     # Read at the end alone: to read a number waits for the device.
     answers, finite = [], []
     for images, _ in batches.ordered(size):
-        with measuring(model):
-            logits = model(images)
+        logits = answer(images)
         answers.append(logits.argmax(1))
         finite.append(torch.isfinite(logits).all())
     if not all(torch.stack(finite).tolist()):
@@ -95,4 +111,45 @@ def accuracy_row(
             offset=network.label_offset(head, task),
         )
         for task, (network, test) in enumerate(zip(networks, tests, strict=True))
+    ]
+
+
+@torch.no_grad()
+def row_without_task(
+    networks: Sequence[TaskNetwork], tests: Sequence[Batches], head: Head
+) -> list[Accuracy] | None:
+    """Measure a network that is not told the task: one softmax over all classes of all tasks.
+
+    A task's logits are those of the network that answers for it, and all tasks' logits are joined:
+    where a method keeps a mask for each task, each mask is run on every image.
+
+    Parameters
+    ----------
+    networks, tests
+        As for :func:`accuracy_row`, all tasks learned.
+    head : {"shared", "multi", "expanding"}
+        How a task is answered.
+
+    Returns
+    -------
+    list of Accuracy or None
+        One for each task. None where one network with a shared head answers for all tasks: it
+        gives the same logits for each.
+    """
+    apart = len({id(network) for network in networks}) > 1
+    if head == "shared" and not apart:
+        return None
+    views = [
+        network.view("shared" if head == "shared" else "multi", task, len(networks))
+        for task, network in enumerate(networks)
+    ]
+    counts = networks[0].classes
+
+    def answer(images: Tensor) -> Tensor:
+        if not apart:
+            return _measured(networks[0].view("expanding", 0, len(networks)), images)
+        return torch.cat([_measured(view, images) for view in views], dim=1)
+
+    return [
+        _counted(answer, test, counts[task], sum(counts[:task])) for task, test in enumerate(tests)
     ]

@@ -38,6 +38,7 @@ from permafrost.explain.saliency import ClassSaliency, class_saliency, saliency_
 from permafrost.explain.visualize import (
     Reduction,
     heat_maps,
+    natural_pictures,
     start_image,
     visualize_filters,
 )
@@ -58,6 +59,7 @@ __all__ = [
     "input_x_gradient",
     "integrated_gradients",
     "is_piecewise_linear",
+    "natural_pictures",
     "saliency_maps",
     "saliency_method",
     "simple_fullgrad",

@@ -136,7 +136,7 @@ class _ReLUs(TorchFunctionMode):
         return result
 
 
-def attention(activation: Tensor, chosen: Tensor) -> Tensor:
+def attention(activation: Tensor, chosen: Tensor, order: Tensor | None = None) -> Tensor:
     """Return Grad-CAM's maps, with a graph through activations and weights alike.
 
     The map is ReLU(Σ_k α_k A_k), α_k the mean over positions of the chosen logit's gradient with
@@ -148,6 +148,8 @@ def attention(activation: Tensor, chosen: Tensor) -> Tensor:
         A, of which the logits were made.
     chosen : Tensor, shape (N,)
         The logit that is explained of each image.
+    order : Tensor of int64, shape (K,), optional
+        Which channel's α each channel gets, in a control; by default its own.
 
     Returns
     -------
@@ -156,4 +158,6 @@ def attention(activation: Tensor, chosen: Tensor) -> Tensor:
     """
     (gradient,) = torch.autograd.grad(chosen.sum(), activation, create_graph=True)
     weights = gradient.mean((2, 3), keepdim=True)
+    if order is not None:
+        weights = weights.index_select(1, order)
     return (weights * activation).sum(1).relu()

@@ -4,7 +4,7 @@ Activation maximisation as in Erhan, Bengio, Courville and Vincent, "Visualizing
 features of a deep network" (2009), section 3: gradient ascent on the image, weights held fixed.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Literal, NoReturn, cast
 
@@ -19,6 +19,7 @@ from permafrost.models.units import runs_as
 from permafrost.stopping import stop_if_requested
 
 Reduction = Literal["change", "intensity", "max"]
+Shift = tuple[int, int]
 
 
 class _LayerReached(Exception):
@@ -69,6 +70,8 @@ def visualize_filters(
     steps: int = 30,
     lr: float = 0.1,
     weight_decay: float = 1e-6,
+    jitter: int = 0,
+    jitter_seed: int = 0,
     batch_size: int | None = None,
     on_batch: Callable[[int], None] | None = None,
 ) -> Tensor:
@@ -100,6 +103,11 @@ def visualize_filters(
         Number of Adam steps.
     lr, weight_decay
         Adam's learning rate and its L2 penalty on the image, in normalised pixel units.
+    jitter
+        Before each step the image is rolled by as many pixels at most in each direction, at random,
+        and back after it: what hangs on single pixels is averaged out (Mordvintsev et al. 2015).
+    jitter_seed
+        Draws the shifts, the same for all filters.
     batch_size
         Most filters optimised together, by default as many as suit the device; 1 is run as 2. On a
         CPU it does not change the result: see Notes.
@@ -142,19 +150,88 @@ def visualize_filters(
     batch_size = batch_size if batch_size is not None else images_at_once(start, on_cpu=64)
     chosen = _check(model, layer, filters, start, batch_size)
     images = start.new_empty(len(chosen), *start.shape)
+    shifts = _shifts(steps, jitter, jitter_seed)
     size = max(2, min(batch_size, len(chosen)))
     reached = cast(nn.Conv2d, model.get_submodule(layer))
     with explaining(model), _stopping_below(reached):
         for first in range(0, len(chosen), size):
             chunk = chosen[first : first + size]
             padding = [chunk[-1]] * (size - len(chunk))
-            ascended = _ascend(model, reached, chunk + padding, start, steps, lr, weight_decay)
+            ascended = _ascend(model, reached, chunk + padding, start, shifts, lr, weight_decay)
             images[first : first + len(chunk)] = ascended[: len(chunk)]
             if on_batch is not None:
                 on_batch(len(chunk))
     if not torch.isfinite(images).all():
         raise NotFiniteError(f"the pictures of layer {layer!r} are not all finite")
     return images
+
+
+@torch.no_grad()
+def natural_pictures(
+    model: nn.Module,
+    layers: Sequence[str],
+    images_by_batches: Iterable[tuple[Tensor, Tensor]],
+    strongest: int = 9,
+) -> dict[str, Tensor]:
+    """Average the images that filters answer to most strongly, in the place of maximised ones.
+
+    Strong is what `visualize_filters` maximises: the mean over positions of the filter's
+    convolution output, before BatchNorm and activation, with the network in eval mode.
+
+    Parameters
+    ----------
+    model
+        Network of images (N, 3, H, W); it is left as it is.
+    layers
+        Names of convolutions.
+    images_by_batches
+        Normalised images (N, 3, H, W), with labels that are not read.
+    strongest
+        How many images of each filter; all, where there are fewer.
+
+    Returns
+    -------
+    dict of str to Tensor
+        (F, 3, H, W) by layer, in the images' units.
+
+    Raises
+    ------
+    ValueError
+        If there are no images.
+    """
+    best: dict[str, tuple[Tensor, Tensor]] = {}
+    answers: dict[str, Tensor] = {}
+    handles = [
+        model.get_submodule(name).register_forward_hook(
+            lambda _m, _i, output, name=name: answers.__setitem__(name, output.mean((2, 3)))
+        )
+        for name in layers
+    ]
+    try:
+        for images, _ in images_by_batches:
+            with explaining(model), torch.no_grad():
+                model(images)
+            for name, values in answers.items():
+                best[name] = _strongest(best.get(name), values.T, images, strongest)
+    finally:
+        for handle in handles:
+            handle.remove()
+    if not best:
+        raise ValueError("no images")
+    return {name: shown.mean(1) for name, (_, shown) in best.items()}
+
+
+def _strongest(
+    before: tuple[Tensor, Tensor] | None, values: Tensor, images: Tensor, count: int
+) -> tuple[Tensor, Tensor]:
+    """Return the greatest of each filter's values (F, K), and their images (F, K, 3, H, W)."""
+    found, places = values.topk(min(count, values.shape[1]), dim=1)
+    shown = images[places]
+    if before is None:
+        return found, shown
+    found, shown = torch.cat([before[0], found], 1), torch.cat([before[1], shown], 1)
+    found, places = found.topk(min(count, found.shape[1]), dim=1)
+    return found, shown[torch.arange(len(shown), device=shown.device)[:, None], places]
 
 
 def heat_maps(images: Tensor, start: Tensor, reduction: Reduction = "change") -> Tensor:
@@ -236,7 +313,7 @@ def _ascend(
     layer: nn.Conv2d,
     filters: list[int],
     start: Tensor,
-    steps: int,
+    shifts: Sequence[Shift],
     lr: float,
     weight_decay: float,
 ) -> Tensor:
@@ -245,15 +322,25 @@ def _ascend(
     optimizer = torch.optim.Adam([images], lr=lr, weight_decay=weight_decay)
     linear = runs_as(layer, nn.Conv2d)
     downhill: Tensor | None = None
-    for _ in range(steps):
+    for down, right in shifts:
         stop_if_requested()
-        below = _layer_input(model, images)
+        shifted = images.roll((down, right), (2, 3)) if down or right else images
+        below = _layer_input(model, shifted)
         if downhill is None or not linear:
             downhill = _downhill(layer, below.detach(), filters)
         # Gradients of the images alone: `backward` would fill the weights' too.
         (images.grad,) = torch.autograd.grad(below, images, downhill)
         optimizer.step()
     return images.detach()
+
+
+def _shifts(steps: int, jitter: int, seed: int) -> list[Shift]:
+    """Draw how far each step's image is rolled, down and to the right."""
+    if jitter < 0:
+        raise ValueError(f"jitter must be at least 0, not {jitter}")
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.randint(-jitter, jitter + 1, (steps, 2), generator=generator)
+    return [(down, right) for down, right in drawn.tolist()]
 
 
 def _downhill(layer: nn.Conv2d, below: Tensor, filters: list[int]) -> Tensor:

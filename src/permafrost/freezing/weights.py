@@ -16,7 +16,7 @@ WeightMasks = Mapping[str, Tensor]
 
 @contextmanager
 def frozen_weights(
-    model: nn.Module, masks: WeightMasks, *, batch_norms: bool = False
+    model: nn.Module, masks: WeightMasks, *, batch_norms: bool | WeightMasks = False
 ) -> Iterator[nn.Module]:
     """Keep single weights fixed, bit for bit, inside a ``with`` block.
 
@@ -31,9 +31,9 @@ def frozen_weights(
     masks : mapping of str to Tensor of bool
         For weights and biases of ``Conv2d`` and ``Linear`` layers by name, of the parameter's
         shape; True for each element that must not move. Parameters that are left out all move.
-    batch_norms : bool
+    batch_norms : bool or mapping of str to Tensor of bool, shape (F,)
         Whether every norm, BatchNorm of any kind, keeps γ, β and its running statistics too, and
-        normalises by them in training.
+        normalises by them in training; or which channels of which norms do.
 
     Yields
     ------
@@ -61,7 +61,9 @@ def frozen_weights(
             raise ValueError(f"{name!r} is a second name of a parameter; give one mask to each")
         rows[part] = HeldElements(parameter, mask)
     plans = [Plan(layer, PartlyFrozen, rows) for layer, rows in layers.items()]
-    if batch_norms:
+    if isinstance(batch_norms, Mapping):
+        plans += [plan_norm(network, network.layers[n], mask) for n, mask in batch_norms.items()]
+    elif batch_norms:
         plans += [plan_norm(network, norm) for norm in network.names if is_norm(norm)]
     with holding(plans):
         yield model

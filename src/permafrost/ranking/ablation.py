@@ -1,6 +1,7 @@
 """What silencing a filter does to the loss: the truth that other criteria are held against."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -65,6 +66,36 @@ def first_of_each_class(
         if is_among.any():
             chosen = is_among.to(labels.device)
             yield images[chosen], labels[chosen]
+
+
+@contextmanager
+def silenced(
+    model: nn.Module, layers: Mapping[str, str], masks: Mapping[str, Tensor]
+) -> Iterator[None]:
+    """Within the block, set the feature maps of filters to 0, behind their norm.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Any network.
+    layers : mapping of str to str
+        As :func:`permafrost.ranking.features.feature_layers` gives them.
+    masks : mapping of str to Tensor of bool, shape (F,)
+        By convolution, True for each filter that is silenced.
+    """
+
+    def silence(mask: Tensor) -> Callable[..., Tensor]:
+        return lambda _m, _i, output: output.masked_fill(mask.to(output.device)[:, None, None], 0.0)
+
+    handles = [
+        model.get_submodule(layers[name]).register_forward_hook(silence(mask))
+        for name, mask in masks.items()
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _losses(logits: Tensor, labels: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ later task :func:`rank_network` takes them at once.
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor, nn
 
 from permafrost.data import Batches, Normalization
@@ -20,6 +21,7 @@ from permafrost.explain import (
     conv_layers,
     heat_maps,
     is_piecewise_linear,
+    natural_pictures,
     start_image,
     visualize_filters,
 )
@@ -55,8 +57,16 @@ class ExplainConfig:
         Of the activation maximisation.
     start_seed : int
         Draws the start image, the same for all filters.
+    starts : int
+        From how many start images the pictures grow, seeds from ``start_seed`` on; pictures and
+        maps are their means.
+    jitter : int
+        By how many pixels an image is shifted at random before each step.
+    pictures : {"maximised", "natural"}
+        ``natural``: a picture is the mean of the nine training images that the filter answers to
+        most strongly; steps, starts and jitter are not read.
     heat_map : {"change", "intensity", "max"}
-        How a filter's picture becomes one map.
+        How a filter's picture becomes one map; a natural one changes the mean colour.
     aggregate : {"union", "mean", "max", "combined"}
         How the classes' orders combine.
     reverse : bool
@@ -69,6 +79,9 @@ class ExplainConfig:
     lr: float = 0.1
     weight_decay: float = 1e-6
     start_seed: int = 0
+    starts: int = 1
+    jitter: int = 0
+    pictures: str = "maximised"
     heat_map: Reduction = "change"
     aggregate: str = "union"
     reverse: bool = False
@@ -116,6 +129,7 @@ def visualize_network(
     size: tuple[int, int],
     normalization: Normalization,
     config: ExplainConfig,
+    batches: Batches,
     on_batch: Callable[[int], None] | None = None,
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Visualise every filter of every convolution.
@@ -130,6 +144,8 @@ def visualize_network(
         Of its images.
     config : ExplainConfig
         Start image, steps, learning rate and heat map.
+    batches : Batches
+        The task's training images, for natural pictures.
     on_batch : callable, optional
         Told how many filters were finished, to show progress.
 
@@ -140,8 +156,31 @@ def visualize_network(
     maps : dict of str to Tensor, shape (F, H, W)
         Each picture as one map.
     """
-    start = start_image(size, normalization.mean, normalization.std, config.start_seed)
-    start = start.to(next(model.parameters()).device)
+    layers = list(conv_layers(model))
+    if config.pictures == "natural":
+        pictures = natural_pictures(model, layers, _InOrder(batches))
+        grey = next(iter(pictures.values())).new_zeros(3, *size)
+        return pictures, {n: heat_maps(p, grey, config.heat_map) for n, p in pictures.items()}
+    grown = [
+        _grown(model, layers, size, normalization, config, seed, on_batch)
+        for seed in range(config.start_seed, config.start_seed + config.starts)
+    ]
+    pictures, maps = (_mean(found) for found in zip(*grown, strict=True))
+    return pictures, maps
+
+
+def _grown(
+    model: nn.Module,
+    layers: Sequence[str],
+    size: tuple[int, int],
+    normalization: Normalization,
+    config: ExplainConfig,
+    seed: int,
+    on_batch: Callable[[int], None] | None,
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Return the pictures that grow from one start image, and their maps."""
+    start = start_image(size, normalization.mean, normalization.std, seed)
+    start = start.to(next(model.parameters()))
     pictures = {
         name: visualize_filters(
             model,
@@ -150,12 +189,22 @@ def visualize_network(
             steps=config.steps,
             lr=config.lr,
             weight_decay=config.weight_decay,
+            jitter=config.jitter,
+            jitter_seed=seed,
             on_batch=on_batch,
         )
-        for name in conv_layers(model)
+        for name in layers
     }
-    maps = {name: heat_maps(values, start, config.heat_map) for name, values in pictures.items()}
+    maps = {name: heat_maps(p, start, config.heat_map) for name, p in pictures.items()}
     return pictures, maps
+
+
+def _mean(found: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Return the mean of each tensor; of one alone, itself."""
+    first, *others = found
+    if not others:
+        return dict(first)
+    return {name: torch.stack([one[name] for one in found]).mean(0) for name in first}
 
 
 def show_images(
@@ -206,7 +255,7 @@ def order_layers(
     return scores, orders
 
 
-def rank_network(
+def score_network(
     model: nn.Module,
     batches: Batches,
     classes: int,
@@ -215,12 +264,12 @@ def rank_network(
     config: ExplainConfig,
     seed: int,
 ) -> dict[str, Tensor]:
-    """Explain a classifier on one task's training images and order its filters.
+    """Explain a classifier on one task's training images and score its filters.
 
     Returns
     -------
-    dict of str to Tensor of int64, shape (F,)
-        Filters of each layer, the first to freeze first.
+    dict of str to Tensor, shape (F, C) or (F, 1)
+        Higher is better.
 
     Raises
     ------
@@ -233,13 +282,36 @@ def rank_network(
         evidence = replace(evidence, class_maps=saliency.maps)
     if needs_maps(criterion):
         height, width = batches.images.shape[2:]
-        _, maps = visualize_network(model, (height, width), normalization, config)
+        _, maps = visualize_network(model, (height, width), normalization, config, batches)
         evidence = replace(evidence, filter_maps=maps)
     elif needs_images(criterion):
-        scores = show_images(model, batches, classes, [criterion], evidence.class_maps)
-        evidence = replace(evidence, class_scores=scores)
-    _, orders = order_layers(criterion, evidence, config)
-    return orders
+        shown = show_images(model, batches, classes, [criterion], evidence.class_maps)
+        evidence = replace(evidence, class_scores=shown)
+    scores, _ = order_layers(criterion, evidence, config)
+    return scores
+
+
+def rank_network(
+    model: nn.Module,
+    batches: Batches,
+    classes: int,
+    normalization: Normalization,
+    criterion: str,
+    config: ExplainConfig,
+    seed: int,
+) -> dict[str, Tensor]:
+    """Order a classifier's filters by their scores; as :func:`score_network`.
+
+    Returns
+    -------
+    dict of str to Tensor of int64, shape (F,)
+        Filters of each layer, the first to freeze first.
+    """
+    scores = score_network(model, batches, classes, normalization, criterion, config, seed)
+    return {
+        name: order_filters(values, config.aggregate, config.reverse)
+        for name, values in scores.items()
+    }
 
 
 def frozen_masks(

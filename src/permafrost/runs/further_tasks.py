@@ -14,7 +14,7 @@ from permafrost.explain import conv_layers
 from permafrost.models import TaskNetwork
 from permafrost.runs.description import Description
 from permafrost.runs.network import new_network
-from permafrost.runs.outcome import OnEpoch, Outcome, accuracy_facts
+from permafrost.runs.outcome import OnEpoch, Outcome, accuracy_facts, row_facts
 from permafrost.runs.spec import Settings
 from permafrost.strategies.base import Memory, Strategy
 from permafrost.strategies.learner import Learner, Progress
@@ -57,14 +57,21 @@ def learn_further(
     Returns
     -------
     Outcome
-        Its facts: those of :func:`accuracy_facts`, ``memory_bytes``, ``filters`` and ``frozen``
+        Its facts: those of :func:`accuracy_facts`, ``without_task`` (a row of accuracies where the
+        task is not told, or None), ``memory_bytes``, ``filters`` and ``frozen``
         (how many each layer has, and how many were frozen at the end), ``drift`` by layer and
         ``mean_drift``; or ``error`` and the curves.
     """
-    learner = Learner(
-        tasks, settings.train, head=strategy.head, seed=seed, device=device, keep=settings.keep
-    )
     network = new_network(settings, tasks, seed).to(device)
+    learner = Learner(
+        tasks,
+        settings.train,
+        head=strategy.head,
+        seed=seed,
+        device=device,
+        keep=settings.keep,
+        untrained=copy.deepcopy(network.state_dict()),
+    )
     progress = progress or Progress(0, [learner.measure(network, 0)])
     try:
         if strategy.continues:
@@ -73,7 +80,7 @@ def learn_further(
                 progress.rows.append(learner.measure(network, 1))
                 progress.learned, progress.memory = 1, memory
         strategy.learn(learner, network, progress, after_epoch)
-        facts = _facts(strategy, tasks, first, network, progress, device)
+        facts = _facts(strategy, tasks, first, network, progress, learner)
     except NotFiniteError as error:
         facts = {"error": str(error), "history": progress.history + progress.training.history}
     seconds = progress.seconds + progress.training.seconds
@@ -89,10 +96,12 @@ def _facts(
     first: dict[str, Tensor],
     network: TaskNetwork,
     progress: Progress,
-    device: torch.device,
+    learner: Learner,
 ) -> dict[str, Any]:
     frozen = strategy.frozen(network, progress.memory)
+    untold = learner.measure_without_task(network, strategy, progress.memory)
     facts = accuracy_facts(progress) | {
+        "without_task": row_facts(untold),
         "memory_bytes": strategy.memory_bytes(tasks, progress.memory),
         "frozen": {name: int(mask.sum()) for name, mask in frozen.items()},
         "filters": {name: layer.out_channels for name, layer in conv_layers(network).items()},
@@ -102,7 +111,7 @@ def _facts(
     before = copy.deepcopy(network)
     before.load_state_dict(first)
     after = strategy.network_for(network, 0, progress.memory)
-    return facts | _drift(before, after, frozen, tasks, device)
+    return facts | _drift(before, after, frozen, tasks, learner.device)
 
 
 def _drift(

@@ -47,9 +47,10 @@ def further_row(facts: dict[str, Any]) -> dict[str, Any]:
     -------
     dict
         ``R``, ``status``, ``acc_mean``, ``acc_classes``, ``forgetting``, ``bwt``, ``fwt``, for
-        each task ``acc_task{k}`` at the end, ``…_before`` after task 1, ``…_init`` untrained, and
-        ``…_pruned`` where a strategy has pruned what it learned; ``drift_…``, ``free_filters``,
-        ``free_filters_least`` and ``memory_bytes``.
+        each task ``acc_task{k}`` at the end, ``…_before`` after task 1, ``…_init`` untrained,
+        ``…_without_task`` where it is not told, as ``acc_mean_without_task`` (both None where one
+        shared head cannot tell), and ``…_pruned`` where a strategy has pruned what it learned;
+        ``drift_…``, ``free_filters``, ``free_filters_least`` and ``memory_bytes``.
         Of a training that diverged ``status`` and ``error``.
     """
     if "error" in facts:
@@ -73,6 +74,10 @@ def further_row(facts: dict[str, Any]) -> dict[str, Any]:
         derived[name] = matrix[-1][task]
         derived[f"{name}_before"] = matrix[1][task]
         derived[f"{name}_init"] = matrix[0][task]
+    untold = row_accuracies(facts.get("without_task")) or [None] * tasks
+    shares = [None if entry is None else entry.overall for entry in untold]
+    derived |= {f"{accuracy_name(task)}_without_task": value for task, value in enumerate(shares)}
+    derived["acc_mean_without_task"] = average_accuracy([shares])
     for epoch in facts["history"]:
         if epoch["phase"] == RETRAIN:  # R[t][t] is from before pruning; the last epoch counts
             pruned = accuracy_name(epoch["task"] - 2)

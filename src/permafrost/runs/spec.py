@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from permafrost.evaluation import share
+from permafrost.hyper import Value, as_text
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,9 +33,11 @@ class RunSpec:
         What ranks the filters; strategies that freeze ranked filters only.
     pct : float or None
         Share of every layer's free filters that is frozen, 0..1; the same strategies.
-    hyper : tuple of (str, float)
+    hyper : tuple of (str, float or str)
         The strategy's other hyperparameters by name. ``joint`` has ``passes``: its epochs as a
         multiple of one task's.
+    twin : str or None
+        What takes the explanation's place, if it is a control: one of the strategy's ``twins``.
     """
 
     strategy: str
@@ -42,23 +45,26 @@ class RunSpec:
     head: Head
     metric: str | None = None
     pct: float | None = None
-    hyper: tuple[tuple[str, float], ...] = ()
+    hyper: tuple[tuple[str, Value], ...] = ()
+    twin: str | None = None
 
     @classmethod
     def of(cls, row: Mapping[str, Any]) -> RunSpec:
         """Return the run that a row of results is of."""
         hyper = tuple(sorted(row["hyper"].items()))
-        return cls(row["strategy"], row["seed"], row["head"], row["metric"], row["pct"], hyper)
+        plain = row["strategy"], row["seed"], row["head"], row["metric"], row["pct"]
+        return cls(*plain, hyper, row.get("twin"))
 
     @property
     def name(self) -> str:
         """Return a short name for people."""
         parts = [self.strategy, self.metric, None if self.pct is None else share(self.pct)]
-        parts += [f"{name} {value:g}" for name, value in self.hyper]
+        parts += [f"{name} {as_text(value)}" for name, value in self.hyper]
+        parts += [f"twin by {self.twin}"] if self.twin else []
         return " ".join(part for part in [*parts, self.head, f"seed {self.seed}"] if part)
 
     @property
-    def hyperparameters(self) -> dict[str, float]:
+    def hyperparameters(self) -> dict[str, Value]:
         """Return ``hyper`` as a dict."""
         return dict(self.hyper)
 

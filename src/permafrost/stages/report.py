@@ -6,7 +6,8 @@ from typing import Any
 
 from permafrost.artifacts import load_record, save_json, save_record, write_atomically
 from permafrost.errors import InputError
-from permafrost.evaluation import share
+from permafrost.evaluation import accuracy_name, share
+from permafrost.hyper import as_text
 from permafrost.params import Params
 from permafrost.paths import project_root
 from permafrost.plots import draw_trade_off
@@ -22,7 +23,17 @@ from permafrost.stages.shared import (
     open_stage,
     variant_pictures,
 )
-from permafrost.tables import Row, accuracy_table, escape, groups, markdown, measure, measures
+from permafrost.tables import (
+    Row,
+    accuracy_table,
+    escape,
+    groups,
+    markdown,
+    measure,
+    measures,
+    paired,
+    percent,
+)
 from permafrost.tracking import Tracker
 from permafrost.variants import add_pictures
 
@@ -107,7 +118,7 @@ def _method(row: Row, params: Params) -> tuple[str, ...]:
         return "freeze", row["metric"], share(row["pct"])
     if row["strategy"] == "joint":
         return "joint", _length(row["hyper"]["passes"], params)
-    return (row["strategy"],)
+    return (label(row),)
 
 
 def _length(passes: float, params: Params) -> str:
@@ -126,7 +137,8 @@ def tables(rows: list[Row], params: Params, choices: dict[str, Any]) -> str:
     choices : dict
         Under each head, each method's chosen hyperparameters and trials.
     """
-    title = f"# Results: {params.split.dataset}, profile {escape(params.profile)}"
+    datasets = ", ".join(dict.fromkeys(source.dataset for source in params.split.sources))
+    title = f"# Results: {datasets}, profile {escape(params.profile)}"
     parts = [title, _preamble(params)]
     for head in params.sweep.heads:
         mine = [row for row in rows if row["head"] == head]
@@ -135,6 +147,7 @@ def tables(rows: list[Row], params: Params, choices: dict[str, Any]) -> str:
             *_by_pct(mine, params),
             *_by_metric(mine, params, choices[head]),
             *_methods(mine, rows, params, choices[head]),
+            *_twins(mine, params),
         ]
     return "\n\n".join([*parts, *_failures(rows), *_assumptions(params)]) + "\n"
 
@@ -213,7 +226,8 @@ def _methods(
     """Return the table of all methods, joint training among them."""
     pct = choices["freeze"]["chosen"]["pct"]
     lines: list[tuple[list[str], list[Row]]] = []
-    for group, members in groups([r for r in rows if r["strategy"] != "joint"], "strategy"):
+    labelled = [row | {"label": label(row)} for row in rows if row["strategy"] != "joint"]
+    for group, members in groups(labelled, "strategy", "label"):
         if group["strategy"] == "freeze":
             at_pct = [row for row in members if row["pct"] == pct]
             lines += [
@@ -221,32 +235,67 @@ def _methods(
                 for g, found in groups(at_pct, "metric")
             ]
         else:
-            lines.append(([group["strategy"]], members))
+            lines.append(([group["label"]], members))
     lines += _joint_lines(rows, all_rows, params)
     tasks = len(params.split.sizes)
     return [
         "### Methods",
-        "Memory is what a method keeps besides the network; free filters are those of all layers, "
-        "and of the fullest one, that are not frozen at the end.",
+        "Task not told: one softmax over all classes of all tasks; where a method keeps a mask for "
+        "each task, their answers are joined. Memory is what a method keeps besides the network; "
+        "free filters are those of all layers, and of the fullest one, that are not frozen at the "
+        "end.",
         accuracy_table(["method"], _present(lines), tasks, more=_costs, headings=_COSTS),
         *_choices(choices),
     ]
 
 
-_COSTS = ("memory (MB)", "free filters", "remark")
+def label(row: Row) -> str:
+    """Name a method, and what takes the explanation's place if it is a twin."""
+    twin = row.get("twin")  # a row of an older version has none
+    return f"{row['strategy']}, twin by {twin}" if twin else str(row["strategy"])
+
+
+def _twins(rows: list[Row], params: Params) -> list[str]:
+    """Return how far each explained method is above its twins, paired by seed."""
+    if not params.sweep.twins:
+        return []
+    done = [row | {"label": label(row)} for row in rows if row["status"] == "done"]
+    by_name = {RunSpec.of(row).name: row for row in done}
+    found: dict[tuple[str, str], list[tuple[Row, Row]]] = {}
+    for row in done:
+        for twin in filter(None, map(by_name.get, row.get("controlled_by", []))):
+            pair = " ".join(_method(row, params)), twin["twin"] or twin["metric"]
+            found.setdefault(pair, []).append((row, twin))
+    names = [*map(accuracy_name, range(len(params.split.sizes))), "acc_mean"]
+    lines = [
+        [method, twin, *(percent(paired(pairs, name)) for name in names)]
+        for (method, twin), pairs in found.items()
+    ]
+    columns = [*(f"task {task + 1}" for task in range(len(params.split.sizes))), "mean"]
+    return [
+        "### Explained, minus its twin",
+        "Differences in points, paired by seed. A twin is the same method with something else in "
+        "the place of the explanation: chance, magnitude, depth, an untrained network, or equal "
+        "weights.",
+        markdown(["method", "twin", *columns], lines),
+    ]
+
+
+_COSTS = ("mean, task not told", "memory (MB)", "free filters", "remark")
 
 
 def _costs(_first: Sequence[str], rows: Sequence[Row]) -> Sequence[str]:
     done = [row for row in rows if row["status"] == "done"]
     remark = rows[0].get("remark", "")  # a row of an older version has none
     if not done:
-        return "–", "–", remark
+        return "–", "–", "–", remark
     size, free, least = (
         sum(row[name] for row in done) / len(done)
         for name in ("memory_bytes", "free_filters", "free_filters_least")
     )
     left = dict.fromkeys(f"{100 * part:.0f}%" for part in (free, least))
-    return f"{size / 1e6:.2f}", ", ".join(left), remark
+    untold = percent(measure(done, "acc_mean_without_task"))
+    return untold, f"{size / 1e6:.2f}", ", ".join(left), remark
 
 
 def _choices(choices: dict[str, Any]) -> list[str]:
@@ -254,7 +303,8 @@ def _choices(choices: dict[str, Any]) -> list[str]:
     lines, tried = [], any(choice["trials"] for choice in choices.values())
     for name, choice in choices.items():
         used = ", ".join(
-            f"{key} {value:g}" + (" (at the edge of its grid)" if key in choice["at_edge"] else "")
+            f"{key} {as_text(value)}"
+            + (" (at the edge of its grid)" if key in choice["at_edge"] else "")
             for key, value in choice["chosen"].items()
         )
         trials = str(len(choice["trials"])) if choice["trials"] else "none: as declared"
@@ -357,7 +407,7 @@ def _draw(rows: list[Row], params: Params) -> None:
 def _with_label(row: Row, params: Params) -> Row:
     passes = row["hyper"].get("passes")
     length = f", {_length(passes, params)}" if passes else ""
-    return row | {"label": f"{row['strategy']}{length}"}
+    return row | {"label": f"{label(row)}{length}"}
 
 
 def _point(group: Row, members: list[Row]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Any
 from permafrost.artifacts import file_digest
 from permafrost.experiment import RunInputs
 from permafrost.first_weights import first_weights, weights_path
+from permafrost.hyper import number
 from permafrost.jobs import RunJob
 from permafrost.ranking.method import frozen_masks
 from permafrost.runs.executors import Executor, Processes, Serial
@@ -63,7 +64,7 @@ def train_runs(
         Whether they are measured on the validation images; the test images are then never seen.
     """
     # The longest first, so that no worker is left alone with one at the end.
-    longest = sorted(specs, key=lambda spec: -spec.hyperparameters.get("passes", 0))
+    longest = sorted(specs, key=lambda spec: -number(spec.hyperparameters, "passes"))
     jobs = [_job(workspace, spec, on_validation) for spec in longest]
     records: Records = {}
     with progress_bar(title, len(jobs)) as advance:
@@ -82,8 +83,9 @@ def _executor(workspace: Workspace, jobs: int) -> Executor:
 
 def _job(workspace: Workspace, spec: RunSpec, on_validation: bool) -> RunJob:
     params, masks = workspace.params, None
-    if spec.metric is not None and spec.pct is not None:
-        masks = frozen_masks(workspace.orders(spec.seed, spec.metric), spec.pct)
+    if spec.metric is not None:
+        masks = workspace.orders(spec.seed, spec.metric)
+        masks = masks if spec.pct is None else frozen_masks(masks, spec.pct)
     read_inputs = partial(_inputs, spec.seed, weights_path(params), on_validation)
     return RunJob(params, spec, read_inputs, masks)
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from permafrost.data import TaskSequence, load_dataset, split_tasks
+from permafrost.data import TaskFrom, TaskSequence, load_dataset, split_tasks, tasks_of
 from permafrost.first_weights import weights_digest
 from permafrost.images import images_digest, images_root, note_inputs
 from permafrost.params import Params
@@ -13,16 +13,30 @@ from permafrost.tensors import save_tasks
 
 
 def make_tasks(params: Params, seed: int) -> TaskSequence:
-    """Load the data set and divide it.
+    """Load the data sets and divide them.
 
     Raises
     ------
     InputError
-        If the data set cannot be used.
+        If a data set cannot be used.
     """
-    split = params.split
+    split, root = params.split, project_root()
+    datasets = {
+        source: load_dataset(source.dataset, images_root(source, root), split.height_and_width)
+        for source in split.sources
+    }
+    if not isinstance(split.tasks, int):
+        return tasks_of(
+            [
+                TaskFrom(datasets[task.source], task.classes, task.flip, task.padding)
+                for task in split.tasks
+            ],
+            validation=split.validation,
+            test_share=split.test_share,
+        )
+    (dataset,) = datasets.values()
     return split_tasks(
-        load_dataset(split.dataset, images_root(params, project_root()), split.height_and_width),
+        dataset,
         classes=split.classes,
         classes_per_task=split.classes_per_task,
         tasks=split.tasks,
@@ -40,6 +54,7 @@ def run(seed: int) -> None:
         content = images_digest(params, project_root())
         tasks = make_tasks(params, seed)
         changed = images_digest(params, project_root()) != content
-        refuse_changed(Path(params.split.root or ""), "split", changed)
+        roots = ", ".join(source.root for source in params.split.sources if source.root)
+        refuse_changed(Path(roots), "split", changed)
         save_tasks(seed_file(TASKS, seed), tasks)
         note_inputs(content, weights_digest(params))

@@ -3,7 +3,7 @@
 import sys
 
 from permafrost.artifacts import save_record
-from permafrost.plan import sweep_runs
+from permafrost.plan import sweep_runs, twins_of
 from permafrost.stages.run_pool import train_runs
 from permafrost.stages.shared import SWEEP, note_seconds
 from permafrost.stages.tune import read_choices
@@ -19,7 +19,12 @@ def run() -> None:
     with open_workspace("sweep") as workspace:
         specs = sweep_runs(workspace.params, read_choices(workspace.params))
         records = train_runs(workspace, specs, "sweep")
-        save_record(SWEEP, [records[spec]["row"] for spec in specs])
+        rows = [records[spec]["row"] for spec in specs]
+        if workspace.params.sweep.twins:
+            # As names, so that stage report can pair them without PyTorch.
+            controls = [[twin.name for twin in twins_of(spec)] for spec in specs]
+            rows = [row | {"controlled_by": c} for row, c in zip(rows, controls, strict=True)]
+        save_record(SWEEP, rows)
         times = {r["name"]: workspace.store.seconds(r["key"]) for r in records.values()}
         note_seconds("runs", {name: value for name, value in times.items() if value is not None})
         for record in records.values():

@@ -5,6 +5,7 @@ from typing import Any
 from permafrost.artifacts import load_record, require, save_record
 from permafrost.errors import InputError
 from permafrost.evaluation import accuracy_name
+from permafrost.hyper import Allowed, Value, as_text, is_word
 from permafrost.models import Head
 from permafrost.params import Params
 from permafrost.plan import Chosen, grids, heads, method_run
@@ -42,13 +43,14 @@ def run() -> None:
         for head, methods in choices.items():
             for name, choice in methods.items():
                 tried = len(choice["trials"])
-                shown = ", ".join(f"{key} {value:g}" for key, value in choice["chosen"].items())
+                chosen = {key: as_text(value) for key, value in choice["chosen"].items()}
+                shown = ", ".join(f"{key} {value}" for key, value in chosen.items())
                 diverged = sum(trial["acc_mean"] is None for trial in choice["trials"])
                 about = f"of {tried}" + (f", {diverged} diverged" if diverged else "")
                 print(f"{head}, {name}: {shown} ({about if tried else 'fixed'})")
                 for key in choice["at_edge"]:
                     print(
-                        f"warning: {head}, {name}: {key} {choice['chosen'][key]:g} is at the edge "
+                        f"warning: {head}, {name}: {key} {chosen[key]} is at the edge "
                         f"of its grid; try values beyond it (tune.{name})"
                     )
 
@@ -100,21 +102,23 @@ def _choose(workspace: Workspace, head: Head) -> tuple[dict[str, Choice], list[R
 
 
 def _edges(
-    chosen: dict[str, float],
-    grid: list[dict[str, float]],
-    bounds: dict[str, tuple[float, float]],
+    chosen: dict[str, Any],
+    grid: list[dict[str, Any]],
+    bounds: dict[str, Allowed],
 ) -> list[str]:
     """Return which hyperparameters were chosen at an end of what was tried.
 
-    Not those of which one value was tried only, nor where no value beyond is allowed.
+    Not those of which one value was tried only, nor where no value beyond is allowed; no words.
     """
     edges = []
     for key, value in chosen.items():
+        if is_word(bounds[key]):
+            continue
         tried = {entry[key] for entry in grid}
         if len(tried) > 1 and value in {min(tried), max(tried)} - set(bounds[key]):
             edges.append(key)
     return edges
 
 
-def _trial(params: Params, name: str, head: Head, chosen: dict[str, dict[str, float]]) -> RunSpec:
+def _trial(params: Params, name: str, head: Head, chosen: dict[str, dict[str, Value]]) -> RunSpec:
     return method_run(params, name, params.seeds[0], head, chosen)

@@ -1,6 +1,6 @@
 """Stage visualize: a picture of what each convolution filter looks for."""
 
-from permafrost.data import TaskSequence
+from permafrost.data import Batches, TaskSequence
 from permafrost.experiment import explain_config
 from permafrost.explain import conv_layers
 from permafrost.pictures import draw_filters
@@ -32,10 +32,11 @@ def _visualize(workspace: Workspace, seed: int, sequence: TaskSequence) -> Resul
     config = explain_config(workspace.params)
     model = workspace.first_network(seed).view("shared", 0, 1)
     size = workspace.params.split.height_and_width
-    total = sum(layer.out_channels for layer in conv_layers(model).values())
+    total = config.starts * sum(layer.out_channels for layer in conv_layers(model).values())
+    batches = Batches(sequence.tasks[0].train, sequence.normalization, workspace.device)
     with progress_bar(f"filter pictures, seed {seed}", total) as advance:
         pictures, maps = method.visualize_network(
-            model, size, sequence.normalization, config, advance
+            model, size, sequence.normalization, config, batches, advance
         )
     tensors = {f"{name}/pictures": values for name, values in pictures.items()}
     tensors |= {f"{name}/maps": values for name, values in maps.items()}

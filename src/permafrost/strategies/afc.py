@@ -11,8 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from permafrost.explain.activations import activations, block_ends
+from permafrost.hyper import Allowed
 from permafrost.models import measuring
 from permafrost.ranking.features import feature_layers
+from permafrost.ranking.weight_scores import permuted
 from permafrost.strategies.base import Guard, Lesson, Memory, Phase, strategy
 from permafrost.strategies.lwf import Lwf
 from permafrost.strategies.old_network import (
@@ -21,6 +23,7 @@ from permafrost.strategies.old_network import (
     old_network_memory,
     safe_norm,
 )
+from permafrost.strategies.sized import CHANCE, EQUAL
 from permafrost.training import Batch, part_of, recordable
 
 IMPORTANCE = "importance/"
@@ -89,7 +92,8 @@ class Afc(Lwf):
     consolidation: float = 1.0
 
     knowledge = consolidation_memory
-    hyper: ClassVar[dict[str, tuple[float, float]]] = {**Lwf.hyper, "consolidation": (0, 1e6)}
+    hyper: ClassVar[dict[str, Allowed]] = {**Lwf.hyper, "consolidation": (0, 1e6)}
+    twins: ClassVar[tuple[str, ...]] = (CHANCE, EQUAL)
     step_cost: ClassVar[float] = 1.4
 
     @contextmanager
@@ -98,7 +102,7 @@ class Afc(Lwf):
         old = old_network(lesson).view("shared", 0, 1)
         layers = _blocks(lesson)
         kept = part_of(lesson.memory, IMPORTANCE)
-        weights = {name: kept[name].to(lesson.device) for name in layers}
+        weights = {name: self._weighted(kept[name], lesson, name) for name in layers}
         classes = lesson.network.classes[: lesson.learned + 1]
         factor = self.consolidation * math.sqrt(sum(classes) / classes[-1])
         with super().while_learning(lesson, phase) as plain:
@@ -112,6 +116,14 @@ class Afc(Lwf):
                 return loss + factor * map_distance(new, before, weights), logits, labels
 
             yield replace(plain, objective=objective)
+
+    def _weighted(self, importance: Tensor, lesson: Lesson, name: str) -> Tensor:
+        """Return a layer's importances, or what a twin has in their place."""
+        if self.twin == CHANCE:
+            importance = permuted(importance, lesson.seed, lesson.learned, name)
+        elif self.twin == EQUAL:
+            importance = torch.full_like(importance, float(importance.mean()))
+        return importance.to(lesson.device)
 
     def after_phase(self, lesson: Lesson, phase: Phase, guard: Guard) -> Memory:
         """Measure how much each filter matters for the task that was learned."""

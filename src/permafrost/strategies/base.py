@@ -2,14 +2,15 @@
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar, cast
+from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from permafrost.data import Batches, TaskSequence
 from permafrost.freezing import BatchNormFreeze, FilterMasks
+from permafrost.hyper import Allowed, Value
 from permafrost.models import Head, TaskNetwork
 from permafrost.registry import Registry
 from permafrost.training import Draw, Objective, Observer, TrainingConfig, cross_entropy
@@ -83,6 +84,8 @@ class Lesson:
         What the strategy keeps of the tasks before.
     start : dict of str to Tensor
         The network's weights when the phase under way began.
+    untrained : dict of str to Tensor
+        Its weights before it had learned anything.
     """
 
     network: TaskNetwork
@@ -95,6 +98,7 @@ class Lesson:
     keep: Keep = Keep()
     memory: Memory = field(default_factory=dict)
     start: Memory = field(default_factory=dict)
+    untrained: Memory = field(default_factory=dict)
 
     @property
     def is_last(self) -> bool:
@@ -112,6 +116,18 @@ class Lesson:
 
 # Given the lesson and the filters that are frozen already, which are to be frozen in it.
 MaskSource = Callable[[Lesson, FilterMasks], FilterMasks]
+
+
+class FilterRanking(Protocol):
+    """What a criterion says of the filters of the network that has just learned a task."""
+
+    def __call__(self, lesson: Lesson, frozen: FilterMasks, /) -> FilterMasks:
+        """Return the filters that are frozen, with those that are already."""
+        ...
+
+    def orders(self, lesson: Lesson, *, by_chance: bool = False) -> dict[str, Tensor]:
+        """Return each layer's filters, the best first; or as chance has them."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -149,35 +165,46 @@ class Strategy:
     ----------
     head : {"shared", "multi", "expanding"}
         How the network answers.
+    twin : str or None
+        What takes the explanation's place; one of its ``twins``.
     """
 
     head: Head
+    twin: str | None = field(default=None, kw_only=True)
 
     # What it needs from the first task: makes it of the lesson that was learned. A strategy and
     # one that builds on it share it by its name.
     knowledge: ClassVar[Callable[[Lesson], Memory] | None] = None
-    # Its hyperparameters, fields with a default each, with their least and greatest value.
-    hyper: ClassVar[dict[str, tuple[float, float]]] = {}
+    # Its hyperparameters, fields with a default, each with its bounds or words.
+    hyper: ClassVar[dict[str, Allowed]] = {}
     # Whether it freezes filters that a criterion ranks: it then has a share, `pct`.
     freezes_ranked: ClassVar[bool] = False
+    # Whether a criterion ranks its filters while it has no such share.
+    ranks: ClassVar[bool] = False
     # Whether it goes on from the first task's weights, or from the initial ones.
     continues: ClassVar[bool] = True
     # The heads under which it can answer.
     heads: ClassVar[tuple[Head, ...]] = ("shared", "multi", "expanding")
+    # What its controls put in the place of the explanation that it uses.
+    twins: ClassVar[tuple[str, ...]] = ()
     # What a step takes, in units of a plain one, roughly: only to tell it beforehand.
     step_cost: ClassVar[float] = 1.0
     # What sets it apart from the other methods, for the tables.
     remark: ClassVar[str] = ""
 
     @classmethod
-    def defaults(cls) -> dict[str, float]:
+    def defaults(cls) -> dict[str, Value]:
         """Return the hyperparameters' defaults."""
         defaults = {entry.name: entry.default for entry in fields(cls) if entry.name in cls.hyper}
-        return cast(dict[str, float], defaults)
+        return cast(dict[str, Value], defaults)
 
     @classmethod
     def build(
-        cls, head: Head, hyper: Mapping[str, float], masks: MaskSource, batch_norm: BatchNormFreeze
+        cls,
+        head: Head,
+        hyper: Mapping[str, Value],
+        masks: FilterRanking,
+        batch_norm: BatchNormFreeze,
     ) -> Self:
         """Make the strategy of what parameters say.
 
@@ -185,7 +212,7 @@ class Strategy:
         ----------
         head : {"shared", "multi", "expanding"}
             How the network answers.
-        hyper : mapping of str to float
+        hyper : mapping of str to float or str
             The hyperparameters, but for the share of ranked filters.
         masks : callable
             The ranked filters to freeze; for those that freeze some.
@@ -193,7 +220,23 @@ class Strategy:
             What is frozen of a frozen filter's BatchNorm; likewise.
         """
         del masks, batch_norm
-        return cls(head, **hyper)
+        return cls(head, **cast(dict[str, Any], hyper))
+
+    def as_twin(self, twin: str) -> Self:
+        """Return the control in which something else takes the explanation's place.
+
+        Parameters
+        ----------
+        twin : str
+            One of ``twins``.
+        """
+        return replace(self, twin=twin)
+
+    @classmethod
+    def controls(cls, hyper: Mapping[str, Value]) -> tuple[str, ...]:
+        """Return which of its twins are controls of it with these hyperparameters."""
+        del hyper
+        return cls.twins
 
     def while_learning_first(self, lesson: Lesson) -> AbstractContextManager[Guard]:
         """Return a context that holds while the first task is learned."""
@@ -286,6 +329,11 @@ class Strategy:
         """Return how much is kept besides the network while the last task is learned."""
         del sequence
         return sum(tensor.nbytes for tensor in memory.values())
+
+
+def part_with(memory: Memory, prefix: str) -> Memory:
+    """Return the entries whose names begin with a prefix."""
+    return {name: value for name, value in memory.items() if name.startswith(prefix)}
 
 
 def _is_strategy(thing: Any) -> bool:

@@ -7,6 +7,7 @@ from typing import ClassVar
 import torch
 
 from permafrost.data import Batches, LabeledImages
+from permafrost.hyper import Allowed
 from permafrost.seeding import generator
 from permafrost.strategies.base import Guard, Lesson, Memory, Phase, Strategy, strategy
 from permafrost.strategies.fisher import fisher_diagonal
@@ -59,7 +60,7 @@ class Ewc(Strategy):
     strength: float = 100.0
 
     knowledge = fisher_memory
-    hyper: ClassVar[dict[str, tuple[float, float]]] = {"strength": (0, 1e12)}
+    hyper: ClassVar[dict[str, Allowed]] = {"strength": (0, 1e12)}
 
     def while_learning(self, lesson: Lesson, phase: Phase) -> AbstractContextManager[Guard]:
         """Add the penalty."""

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
+from permafrost.hyper import Allowed
 from permafrost.strategies.base import strategy
 from permafrost.strategies.layer_change import LayerChange
 
@@ -23,7 +24,7 @@ class FragileLayer(LayerChange):
 
     layers: float = 0.5
 
-    hyper: ClassVar[dict[str, tuple[float, float]]] = {"layers": (0, 1)}
+    hyper: ClassVar[dict[str, Allowed]] = {"layers": (0, 1)}
 
     def frozen_layers(self, changes: list[float]) -> list[int]:
         """Return the most changed layers, in network order; the first of equals."""

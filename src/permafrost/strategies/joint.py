@@ -6,7 +6,7 @@ The one-softmax form (an expanding head over all classes) is what the post compa
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -17,13 +17,13 @@ from permafrost.models import TaskNetwork
 from permafrost.seeding import generator
 from permafrost.strategies.base import Memory, Strategy, strategy
 from permafrost.strategies.learner import Learner, OnEpoch, Progress
-from permafrost.training import Batch, Objective, fit, recordable
+from permafrost.training import Batch, Objective, TrainingConfig, fit, recordable
 
 
 @strategy("joint")
 @dataclass(frozen=True)
 class Joint(Strategy):
-    """Train on the union of the tasks.
+    """Train on the union of the tasks; augmented as suits all of them.
 
     Attributes
     ----------
@@ -56,7 +56,11 @@ class Joint(Strategy):
         rows = fit(
             self.view(network),
             Batches(union(sequence.tasks), sequence.normalization, learner.device),
-            replace(learner.config, epochs=self.passes * learner.config.epochs),
+            replace(
+                learner.config,
+                epochs=self.passes * learner.config.epochs,
+                **_common(learner.config, sequence.tasks),
+            ),
             generator=generator(learner.seed, "order", "joint"),
             objective=self.objective(network.classes, learner.device),
             measure=lambda: learner.curve(network, tasks, self, {}),
@@ -119,6 +123,12 @@ def union(tasks: tuple[Task, ...]) -> LabeledImages:
         torch.cat([task.train.images for task in tasks]),
         torch.cat([task.train.labels + start for task, start in zip(tasks, starts, strict=True)]),
     )
+
+
+def _common(config: TrainingConfig, tasks: tuple[Task, ...]) -> dict[str, Any]:
+    """Return the augmentation that suits the images of all tasks: flips only where all are."""
+    own = [replace(config, **task.augmentation) for task in tasks]
+    return {"flip": all(c.flip for c in own), "padding": min(c.padding for c in own)}
 
 
 def _starts(classes: Sequence[int]) -> list[int]:

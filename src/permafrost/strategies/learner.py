@@ -11,7 +11,7 @@ from torch import Tensor
 from permafrost.data import Batches, TaskSequence
 from permafrost.errors import NotFiniteError
 from permafrost.evaluation import Accuracy, accuracy_name
-from permafrost.evaluation.accuracy import accuracy_row
+from permafrost.evaluation.accuracy import accuracy_row, row_without_task
 from permafrost.models import Head, TaskNetwork
 from permafrost.seeding import generator
 from permafrost.strategies.base import Keep, Lesson, Memory, Phase, Strategy
@@ -73,6 +73,8 @@ class Learner:
         Where to train; the images are moved there once.
     keep : Keep, optional
         How much a strategy may keep of each task.
+    untrained : dict of str to Tensor, optional
+        The weights that the network began with.
     """
 
     def __init__(
@@ -84,6 +86,7 @@ class Learner:
         seed: int,
         device: torch.device,
         keep: Keep = Keep(),  # noqa: B008  (frozen)
+        untrained: Memory | None = None,
     ) -> None:
         self.sequence = sequence
         self.config = config
@@ -91,6 +94,7 @@ class Learner:
         self.seed = seed
         self.device = device
         self.keep = keep
+        self.untrained = untrained or {}
         self.tests = [Batches(task.test, sequence.normalization, device) for task in sequence.tasks]
 
     def measure(
@@ -113,11 +117,23 @@ class Learner:
         memory : dict of str to Tensor, optional
             What the strategy keeps.
         """
-        networks = [
+        networks = self._answering(network, strategy, memory)
+        return accuracy_row(networks, self.tests, self.head, seen)
+
+    def measure_without_task(
+        self, network: TaskNetwork, strategy: Strategy, memory: Memory
+    ) -> list[Accuracy] | None:
+        """Return the accuracies at the end where the task is not told; see `row_without_task`."""
+        return row_without_task(self._answering(network, strategy, memory), self.tests, self.head)
+
+    def _answering(
+        self, network: TaskNetwork, strategy: Strategy | None, memory: Memory | None
+    ) -> list[TaskNetwork]:
+        """Return the network that answers for each task."""
+        return [
             strategy.network_for(network, task, memory or {}) if strategy else network
             for task in range(len(self.tests))
         ]
-        return accuracy_row(networks, self.tests, self.head, seen)
 
     def learn_task(
         self,
@@ -161,7 +177,8 @@ class Learner:
         else:  # masks and stand-in layers are made of the weights that the training began with
             network.load_state_dict(progress.start)
         lesson = self._lesson(network, progress)
-        train = self.sequence.tasks[phase.task].train
+        task = self.sequence.tasks[phase.task]
+        train, own = task.train, task.augmentation
         if self.head == "expanding":
             offset = network.label_offset(self.head, phase.task)
             train = replace(train, labels=train.labels + offset)
@@ -177,7 +194,7 @@ class Learner:
             rows = fit(
                 lesson.view(phase.task),
                 Batches(train, self.sequence.normalization, self.device),
-                replace(self.config, epochs=phase.epochs),
+                replace(self.config, epochs=phase.epochs, **own),
                 generator=generator(*purpose),
                 objective=guard.objective,
                 observer=guard.observer,
@@ -208,6 +225,7 @@ class Learner:
             keep=self.keep,
             memory=progress.memory,
             start=progress.start,
+            untrained=self.untrained,
         )
 
     def curve(

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from permafrost.errors import NotFiniteError
+from permafrost.hyper import Allowed
 from permafrost.models import measuring
 from permafrost.strategies.base import Guard, Lesson, Memory, Phase, Strategy, strategy
 from permafrost.strategies.old_heads import old_logits
@@ -66,7 +67,7 @@ class Lwf(Strategy):
     temperature: float = 2.0
 
     knowledge = teacher_memory
-    hyper: ClassVar[dict[str, tuple[float, float]]] = {
+    hyper: ClassVar[dict[str, Allowed]] = {
         "weight": (0, 1e6),
         "temperature": (0.01, 1e3),
     }

@@ -13,9 +13,11 @@ from permafrost.explain.activations import (
     attention,
     deepest_of_size,
 )
+from permafrost.hyper import Allowed
 from permafrost.models import TaskNetwork
 from permafrost.models.scopes import evaluating, float32_as
 from permafrost.ranking.features import feature_layers
+from permafrost.ranking.weight_scores import permuted
 from permafrost.strategies.base import Guard, Lesson, Memory, Phase, strategy
 from permafrost.strategies.lwf import Lwf
 from permafrost.strategies.old_heads import old_logits
@@ -25,6 +27,7 @@ from permafrost.strategies.old_network import (
     old_network_memory,
     safe_norm,
 )
+from permafrost.strategies.sized import CHANCE
 from permafrost.training import Batch, recordable
 
 # Positions in each direction that the maps have at least, if any layer does.
@@ -43,6 +46,9 @@ class Lwm(Lwf):
     one with at least 7 x 7 positions, behind its norm and ReLU: on small images the last one has
     too few. Maps are made in eval mode. The paper gives no γ.
 
+    Its twin by chance gives every channel another one's weight in the maps, in both networks the
+    same. Without the maps, γ 0, it is LwF.
+
     FACIL's implementation makes its maps without a graph, so that γ moves no weight there, and
     divides each position by its own size.
 
@@ -55,7 +61,8 @@ class Lwm(Lwf):
     attention: float = 1.0
 
     knowledge = old_network_memory
-    hyper: ClassVar[dict[str, tuple[float, float]]] = {**Lwf.hyper, "attention": (0, 1e6)}
+    hyper: ClassVar[dict[str, Allowed]] = {**Lwf.hyper, "attention": (0, 1e6)}
+    twins: ClassVar[tuple[str, ...]] = (CHANCE,)
     step_cost: ClassVar[float] = 2.5
 
     @contextmanager
@@ -63,13 +70,14 @@ class Lwm(Lwf):
         """Add the maps' distance to LwF's loss."""
         old = old_network(lesson)
         layer = attention_layer(lesson, old)
+        order = channel_order(lesson, layer) if self.twin == CHANCE else None
         with super().while_learning(lesson, phase) as plain:
 
             @recordable
             def objective(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
                 loss, logits, labels = plain.objective(model, batch)
-                before, answered = class_maps(old, lesson, layer, batch.images)
-                now, _ = class_maps(lesson.network, lesson, layer, batch.images, answered)
+                before, answered = class_maps(old, lesson, layer, batch.images, order=order)
+                now, _ = class_maps(lesson.network, lesson, layer, batch.images, answered, order)
                 apart = map_distance(now, before.detach())
                 return loss + self.attention * apart, logits, labels
 
@@ -89,12 +97,20 @@ def attention_layer(lesson: Lesson, network: TaskNetwork) -> dict[str, str]:
     return {conv: feature_layers(view, images)[conv]}
 
 
+def channel_order(lesson: Lesson, layer: dict[str, str]) -> Tensor:
+    """Return another order of a layer's channels, the same for all tasks."""
+    (conv,) = layer
+    weight = lesson.network.get_parameter(f"{conv}.weight")
+    return permuted(torch.arange(len(weight)), lesson.seed, "attention").to(lesson.device)
+
+
 def class_maps(
     network: TaskNetwork,
     lesson: Lesson,
     layer: dict[str, str],
     images: Tensor,
     chosen: Tensor | None = None,
+    order: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return Grad-CAM maps (N, h, w) of an old class each, with a graph, and which class it is.
 
@@ -110,6 +126,8 @@ def class_maps(
         To be explained.
     chosen : Tensor of int64, shape (N,), optional
         Which of the old classes, over all old heads; by default the one that is answered with.
+    order : Tensor of int64, shape (K,), optional
+        As for :func:`attention`.
     """
     view = cast(nn.Sequential, network.view("shared", 0, 1))
     with explained_pass(view, layer) as found:
@@ -118,7 +136,7 @@ def class_maps(
         if chosen is None:
             chosen = logits.argmax(1)
         (activation,) = found.values()
-        return attention(activation, picked(logits, chosen)), chosen
+        return attention(activation, picked(logits, chosen), order), chosen
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from permafrost.freezing import frozen_weights, plain_copy
+from permafrost.hyper import Allowed
 from permafrost.models import Head, TaskNetwork
 from permafrost.strategies.base import Guard, Lesson, Memory, Phase, Strategy, strategy
 from permafrost.training import part_of
@@ -43,7 +44,7 @@ class PackNet(Strategy):
 
     prune: float = 0.5
 
-    hyper: ClassVar[dict[str, tuple[float, float]]] = {"prune": (0, 1)}
+    hyper: ClassVar[dict[str, Allowed]] = {"prune": (0, 1)}
     heads: ClassVar[tuple[Head, ...]] = ("shared", "multi")
     remark: ClassVar[str] = "needs the task's identity"
 
@@ -61,34 +62,32 @@ class PackNet(Strategy):
         packed = _packed(network, self.head)
         if phase.name == RETRAIN:
             owners = self._prune(packed, lesson)
-            with torch.no_grad():
-                for name, owner in owners.items():
-                    packed[name].masked_fill_(owner == 0, 0.0)
+            chosen = {f"{OWNER}{name}": o.to(torch.uint8).cpu() for name, o in owners.items()}
+            self._clear(packed, owners, lesson)
             trained = lesson.learned
             # BatchNorm and biases belong to the first task.
             fixed = lesson.learned > 1
         else:
             owners, trained, fixed = _owners(lesson.memory, lesson.device), 0, True
+            chosen = {}
         masks = {name: owner != trained for name, owner in owners.items()}
         if fixed:
             masks |= _biases(network, self.head)
         with frozen_weights(network, masks, batch_norms=fixed):
-            yield Guard()
+            yield Guard(chosen=chosen)
 
     def after_phase(self, lesson: Lesson, phase: Phase, guard: Guard) -> Memory:
         """Note who owns which weight."""
-        del guard
         if phase.name == RETRAIN:
-            start = {name: lesson.start[name] for name in _packed(lesson.network, self.head)}
-            owners, learned = self._prune(start, lesson), lesson.learned
+            owners, learned = guard.chosen, lesson.learned
         else:
             learned = lesson.learned + 1
             owners = {
-                name: torch.where(owner == 0, learned, owner)
-                for name, owner in _owners(lesson.memory, lesson.device).items()
+                name: torch.where(owner == 0, learned, owner).to(torch.uint8)
+                for name, owner in lesson.memory.items()
+                if name.startswith(OWNER)
             }
-        memory = {f"{OWNER}{name}": owner.to(torch.uint8).cpu() for name, owner in owners.items()}
-        return memory | {LEARNED: torch.tensor(learned, dtype=torch.uint8)}
+        return owners | {LEARNED: torch.tensor(learned, dtype=torch.uint8)}
 
     def network_for(self, network: TaskNetwork, task: int, memory: Memory) -> TaskNetwork:
         """Return a copy in which only the weights of this and earlier tasks are not zero."""
@@ -106,18 +105,43 @@ class PackNet(Strategy):
                 packed[name].masked_fill_(later, 0.0)
         return copied
 
-    def _prune(self, packed: Mapping[str, Tensor], lesson: Lesson) -> dict[str, Tensor]:
+    def _clear(
+        self, packed: Mapping[str, nn.Parameter], owners: Mapping[str, Tensor], lesson: Lesson
+    ) -> None:
+        """Set the weights that were freed to 0."""
+        del lesson
+        with torch.no_grad():
+            for name, owner in owners.items():
+                packed[name].masked_fill_(owner == 0, 0.0)
+
+    def _prune(self, packed: Mapping[str, nn.Parameter], lesson: Lesson) -> dict[str, Tensor]:
         """Return the owners after the least of the last task's weights were freed."""
         before = _owners(lesson.memory, lesson.device)
         owners = {}
         for name, weight in packed.items():
             everything = torch.full(weight.shape, lesson.learned, device=lesson.device)
-            owner = before.get(name, everything).flatten()
-            mine = (owner == lesson.learned).nonzero().flatten()
-            least = weight.detach().to(lesson.device).flatten()[mine].abs().argsort(stable=True)
-            freed = mine[least[: round(self.prune * len(mine))]]
-            owners[name] = owner.index_fill(0, freed, 0).view(weight.shape)
-        return owners
+            owners[name] = before.get(name, everything)
+        scores, kept = self._choice(packed, owners, lesson)
+        return {
+            name: _freed(owner, lesson.learned, scores[name], kept[name])
+            for name, owner in owners.items()
+        }
+
+    def _choice(
+        self, packed: Mapping[str, nn.Parameter], owners: Mapping[str, Tensor], lesson: Lesson
+    ) -> tuple[Mapping[str, Tensor], dict[str, int]]:
+        """Return by what the last task's weights are chosen, and how many stay."""
+        mine = {name: int((owner == lesson.learned).sum()) for name, owner in owners.items()}
+        kept = {name: count - round(self.prune * count) for name, count in mine.items()}
+        return {name: weight.detach().abs() for name, weight in packed.items()}, kept
+
+
+def _freed(owner: Tensor, task: int, scores: Tensor, kept: int) -> Tensor:
+    """Return the owners of a layer of which a task keeps the best of its weights."""
+    mine = (owner.flatten() == task).nonzero().flatten()
+    least = scores.to(owner.device).flatten()[mine].argsort(stable=True)
+    freed = mine[least[: max(0, len(mine) - kept)]]
+    return owner.flatten().index_fill(0, freed, 0).view(owner.shape)
 
 
 def _refuse_others(network: TaskNetwork) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -105,6 +105,6 @@ def _draw(
         Images, labels and where they stand in the buffer.
     """
     purpose = (lesson.seed, "replay", lesson.learned, task, batch.epoch, batch.step)
-    config = lesson.config
+    config = replace(lesson.config, **lesson.sequence.tasks[task].augmentation)
     drawn = buffer.epoch(generator(*purpose), size, flip=config.flip, padding=config.padding)
     return next(drawn)

@@ -9,27 +9,39 @@ import torch
 from torch import Tensor, nn
 
 from permafrost.explain.activations import attention
+from permafrost.hyper import Allowed
 from permafrost.strategies.base import Guard, Lesson, Memory, Phase, strategy
-from permafrost.strategies.lwm import attention_layer, explained_pass, picked
+from permafrost.strategies.lwm import attention_layer, channel_order, explained_pass, picked
 from permafrost.strategies.old_heads import head_logits
 from permafrost.strategies.replay import Replay, buffer_memory, buffers
+from permafrost.strategies.sized import CHANCE
 from permafrost.training import Batch, recordable
 
 
 def explained_buffer_memory(lesson: Lesson) -> Memory:
     """Draw a buffer of the task that was just learned, with each image's map of its true class."""
-    memory, task = buffer_memory(lesson), lesson.learned
+    return with_maps(lesson, buffer_memory(lesson), lesson.learned)
+
+
+def with_maps(lesson: Lesson, memory: Memory, task: int, *, by_chance: bool = False) -> Memory:
+    """Return a memory with the maps of a task's images as the network sees them now."""
     (own,) = buffers(lesson, memory, [task])
     layer = attention_layer(lesson, lesson.network)
+    order = channel_order(lesson, layer) if by_chance else None
     maps = [
-        true_class_maps(lesson, layer, task, images, labels).detach().cpu()
+        true_class_maps(lesson, layer, task, images, labels, order).detach().cpu()
         for images, labels in own.ordered(64)
     ]
     return memory | {f"{task}/maps": torch.cat(maps)}
 
 
 def true_class_maps(
-    lesson: Lesson, layer: dict[str, str], task: int, images: Tensor, labels: Tensor
+    lesson: Lesson,
+    layer: dict[str, str],
+    task: int,
+    images: Tensor,
+    labels: Tensor,
+    order: Tensor | None = None,
 ) -> Tensor:
     """Return Grad-CAM maps (N, h, w) of images' true classes, with a graph; labels count from 0."""
     network = lesson.network
@@ -39,7 +51,10 @@ def true_class_maps(
         logits = head_logits(network, lesson.head, task, lesson.learned + 1, embedding)
         chosen = labels + network.label_offset(lesson.head, task)
         (activation,) = found.values()
-        return attention(activation, picked(logits, chosen))
+        return attention(activation, picked(logits, chosen), order)
+
+
+IMAGES = "images"
 
 
 @strategy("rrr")
@@ -54,6 +69,9 @@ class Rrr(Replay):
     explained are the buffer's own, unaugmented, as those whose maps were stored; as many of each
     task as are replayed in the step.
 
+    Its twin by chance gives every channel another one's weight in the maps, where they are stored
+    and where they are compared; its twin by images is replay, the maps' bytes spent on images.
+
     The authors' code explains the predicted class, and its step on the maps moves no weight, as we
     read it. λ is that of their configuration for CUB-200, where it scales a step of an optimizer of
     its own: tune it.
@@ -67,17 +85,24 @@ class Rrr(Replay):
     reasons: float = 100.0
 
     knowledge = explained_buffer_memory
-    hyper: ClassVar[dict[str, tuple[float, float]]] = {"reasons": (0, 1e6)}
+    hyper: ClassVar[dict[str, Allowed]] = {"reasons": (0, 1e6)}
+    twins: ClassVar[tuple[str, ...]] = (CHANCE, IMAGES)
     remark: ClassVar[str] = "keeps old images and maps"
     step_cost: ClassVar[float] = 4.0
 
     @contextmanager
     def while_learning(self, lesson: Lesson, phase: Phase) -> Iterator[Guard]:
         """Add the maps' distance to replay's loss."""
+        lesson = replace(lesson, memory=self._remembered(lesson))
+        if self.twin == IMAGES:
+            with super().while_learning(lesson, phase) as plain:
+                yield replace(plain, chosen=lesson.memory)
+            return
         tasks = range(lesson.learned)
         owned = buffers(lesson, lesson.memory, tasks)
         stored = [lesson.memory[f"{task}/maps"].to(lesson.device) for task in tasks]
         layer = attention_layer(lesson, lesson.network)
+        order = channel_order(lesson, layer) if self.twin == CHANCE else None
         with super().while_learning(lesson, phase) as plain:
             assert plain.draw is not None
             replayed = plain.draw
@@ -96,16 +121,38 @@ class Rrr(Replay):
                 clean, kept = batch.drawn[count : count + len(tasks)], batch.drawn[-len(tasks) :]
                 loss, logits, labels = plain.objective(model, replay)
                 apart = [
-                    (true_class_maps(lesson, layer, task, clean[task], right) - kept[task])
+                    (true_class_maps(lesson, layer, task, clean[task], right, order) - kept[task])
                     .abs()
                     .mean()
                     for task, right in enumerate(replay.drawn[1::3])
                 ]
                 return loss + self.reasons * torch.stack(apart).mean(), logits, labels
 
-            yield replace(plain, objective=objective, draw=draw)
+            yield replace(plain, objective=objective, draw=draw, chosen=lesson.memory)
 
     def after_phase(self, lesson: Lesson, phase: Phase, guard: Guard) -> Memory:
         """Keep some images of the task that was learned, with their maps."""
-        del phase, guard
-        return lesson.memory if lesson.is_last else lesson.memory | explained_buffer_memory(lesson)
+        del phase
+        if lesson.is_last:
+            return guard.chosen
+        if self.twin == IMAGES:
+            return guard.chosen | buffer_memory(_with_more_images(lesson, guard.chosen))
+        memory, task = buffer_memory(lesson), lesson.learned
+        return guard.chosen | with_maps(lesson, memory, task, by_chance=self.twin == CHANCE)
+
+    def _remembered(self, lesson: Lesson) -> Memory:
+        """Return what is kept of the tasks before; of the first one a twin makes its own."""
+        if self.twin is None or lesson.learned > 1:
+            return lesson.memory
+        if self.twin == CHANCE:
+            return with_maps(lesson, lesson.memory, 0, by_chance=True)
+        return buffer_memory(replace(_with_more_images(lesson, lesson.memory), learned=0))
+
+
+def _with_more_images(lesson: Lesson, memory: Memory) -> Lesson:
+    """Return the lesson with room for as many more images as the maps' bytes hold."""
+    images = memory["0/images"]
+    if "0/maps" not in memory:
+        return replace(lesson, keep=replace(lesson.keep, buffer_images=len(images)))
+    more = memory["0/maps"].nbytes // images[0].nbytes
+    return replace(lesson, keep=replace(lesson.keep, buffer_images=len(images) + more))

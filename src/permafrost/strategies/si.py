@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from permafrost.hyper import Allowed
 from permafrost.strategies.base import Guard, Lesson, Memory, Phase, Strategy, strategy
 from permafrost.strategies.path_integral import INTEGRAL, PathIntegral
 from permafrost.strategies.quadratic import PRECISION, common_parameters, penalised, remember
@@ -64,7 +65,7 @@ class Si(Strategy):
     strength: float = 1.0
 
     knowledge = integral_memory
-    hyper: ClassVar[dict[str, tuple[float, float]]] = {"strength": (0, 1e12)}
+    hyper: ClassVar[dict[str, Allowed]] = {"strength": (0, 1e12)}
 
     def while_learning_first(self, lesson: Lesson) -> AbstractContextManager[Guard]:
         """Record the path integral."""

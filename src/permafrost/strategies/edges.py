@@ -1,0 +1,63 @@
+"""PackNet's procedure, its weights chosen by what the task's answers depend on."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from permafrost.hyper import Allowed
+from permafrost.strategies.base import Lesson, strategy
+from permafrost.strategies.packnet import PackNet
+from permafrost.strategies.rescaling import rescale, weight_norms
+from permafrost.strategies.sized import CHANCE, SHARE_TWINS, Sized, weight_scores
+
+BY = ("score", "magnitude")
+
+
+@strategy("edges")
+@dataclass(frozen=True)
+class Edges(Sized, PackNet):
+    """Give each task the weights that its answers depend on, as many of each layer as these say.
+
+    As :class:`~permafrost.strategies.packnet.PackNet`, but for which weights a task keeps: of each
+    convolution the part that ``shares`` says, of a shared head the part ``share``, in both the best
+    by ``by``. Before the first task's weights are retrained, those of each layer are scaled to the
+    norm that the layer had, and the BatchNorm's statistics with them: behind a norm this changes no
+    answer, while smaller weights would learn faster. Later tasks' weights stand beside others that
+    are fixed, and stay as they are. By magnitude with uniform shares it is PackNet with scaled
+    weights.
+
+    Attributes
+    ----------
+    by : {"score", "magnitude"}
+        ``score``: :func:`~permafrost.strategies.sized.weight_scores`, |w · g|.
+    """
+
+    by: str = "score"
+
+    hyper: ClassVar[dict[str, Allowed]] = {**Sized.hyper, "by": BY}
+    twins: ClassVar[tuple[str, ...]] = (CHANCE, *SHARE_TWINS)
+
+    def _clear(
+        self, packed: Mapping[str, nn.Parameter], owners: Mapping[str, Tensor], lesson: Lesson
+    ) -> None:
+        before = weight_norms(lesson.network)
+        super()._clear(packed, owners, lesson)
+        if lesson.learned == 1:
+            rescale(lesson.network, before)
+
+    def _choice(
+        self, packed: Mapping[str, nn.Parameter], owners: Mapping[str, Tensor], lesson: Lesson
+    ) -> tuple[Mapping[str, Tensor], dict[str, int]]:
+        free = {name.removesuffix(".weight"): o == lesson.learned for name, o in owners.items()}
+        shares = self.layer_shares(lesson, free)
+        kept = {
+            name: round(shares.get(name.removesuffix(".weight"), self.part(lesson)) * o.numel())
+            for name, o in owners.items()
+        }
+        scores = {name: weight.detach().abs() for name, weight in packed.items()}
+        if self.by == "score":
+            found = weight_scores(lesson, CHANCE if self.twin == CHANCE else None)
+            scores |= {f"{name}.weight": values for name, values in found.items()}
+        return scores, kept
