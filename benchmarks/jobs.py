@@ -1,5 +1,6 @@
 """The jobs: what the library does, what one would run instead, and what a unit of each costs."""
 
+import copy
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -121,14 +122,42 @@ def training_jobs(device: torch.device) -> list[Job]:
     return jobs
 
 
+# How much of a plain step's speed each method ought to keep, where that was decided.
+METHODS = {
+    "ewc": "",
+    "si": "",
+    "lwf": "0.67x",
+    "packnet": "",
+    "replay": "",
+    "soft": "0.63x",
+    "circuit": "0.63x",
+    "afc": "0.63x",
+    "lwm": "0.33x",
+    "rrr": "0.5x",
+}
+
+
+class _AsTheyAre:
+    """Ranks filters in their order."""
+
+    def __call__(self, lesson: Lesson, frozen: object) -> dict[str, torch.Tensor]:
+        return {}
+
+    def orders(self, lesson: Lesson, *, by_chance: bool = False) -> dict[str, torch.Tensor]:
+        layers = conv_layers(lesson.network)
+        return {name: torch.arange(layer.out_channels) for name, layer in layers.items()}
+
+
 def strategy_jobs(device: torch.device) -> list[Job]:
     """Return a step of the second task by each method, against a plain step that forgets."""
     precision = resolve_precision("auto", device)
     jobs = []
-    for name in ("ewc", "si", "lwf", "packnet", "replay"):
+    for name, target in METHODS.items():
         step = strategy_step(name, precision, device)
-        theirs = plain_step(0, device)
-        jobs.append(Job(f"{name} step, {precision}", step, theirs, precision=precision))
+        # What it adds to the method that it is built on, in the same precision.
+        base = strategy_step("replay" if name == "rrr" else "finetune", precision, device)
+        about = f"{name} step, against {'replay' if name == 'rrr' else 'fine-tuning'}, {precision}"
+        jobs.append(Job(about, step, base, precision=precision, target=target))
     return jobs
 
 
@@ -147,8 +176,14 @@ def strategy_step(name: str, precision: str, device: torch.device) -> Callable[[
     }
     memory = made.knowledge(replace(lesson, memory=zeros)) if made.knowledge else {}
     lesson = replace(lesson, learned=1, memory=memory)
-    strategy = made.build("multi", made.defaults(), lambda *_: {}, "full")
-    holding = strategy.while_learning(lesson, strategy.phases(lesson)[-1])
+    strategy = made.build("multi", made.defaults(), _AsTheyAre(), "full")
+    *before, last = strategy.phases(lesson)
+    for phase in before:  # what they decide, without training
+        lesson = replace(lesson, start=copy.deepcopy(net.state_dict()))
+        with strategy.while_learning(lesson, phase) as guard:
+            pass
+        lesson = replace(lesson, memory=strategy.after_phase(lesson, phase, guard))
+    holding = strategy.while_learning(lesson, last)
     guard = holding.__enter__()
     model = lesson.view(1).train()
     optimizer = build_optimizer("sgd", model.parameters(), lr=1e-3, momentum=0.9, weight_decay=0)

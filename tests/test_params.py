@@ -468,6 +468,12 @@ def test_images_may_be_rectangles():
         Params(split={"image_size": [40, 28]}, train={"padding": 28})
 
 
+def test_two_data_sets_may_have_classes_of_the_same_name(load):
+    mine = "{dataset: image_folder, root: data/digits, classes: ['0', '1']}"
+    split = load(f"split: {{tasks: [{{classes: ['0', '1']}}, {mine}]}}").split
+    assert split.sizes == [2, 2]
+
+
 def test_tasks_of_several_data_sets(load):
     photos = "{dataset: image_folder, root: data/photos, classes: [a, b, c]}"
     digits = "{dataset: digits, classes: ['0', '1'], flip: false, padding: 0}"
@@ -489,11 +495,15 @@ LISTED = {
     ),
     "a class twice": (
         "tasks: [{classes: [a, b]}, {classes: [a, c]}]",
-        ["split.classes: 'a' stands twice"],
+        ["split.tasks: 'a' stands twice"],
     ),
     "classes besides": (
         "classes: [[a, b], [c, d]], tasks: [{classes: [a, b]}, {classes: [c, d]}]",
         ["split.classes:", "leave them null"],
+    ),
+    "a wide crop": (
+        "tasks: [{classes: [a, b]}, {classes: [c, d], padding: 32}]",
+        ["split.tasks.1.padding: with 32"],
     ),
     "no folder": (
         "tasks: [{classes: [a, b]}, {dataset: image_folder, classes: [c, d]}]",

@@ -135,6 +135,7 @@ def planned(strategies, metric="taylor", **tune):
         ("circuit_lwf", ["chance", "magnitude", "depth", "untrained"]),
         ("lwm", ["chance"]),
         ("afc", ["chance", "equal"]),
+        ("rnf", ["chance"]),
         ("rrr", ["chance", "images"]),
     ],
 )
@@ -161,3 +162,14 @@ def test_what_is_not_explained_has_no_twin():
     assert [run.twin for run in planned(["rows"], rows=[uniform])] == [None, "chance"]
     assert [run.twin for run in planned(["rows"], "magnitude", rows=[uniform])] == [None]
     assert [run.twin for run in planned(["soft"], "magnitude")] == [None]
+    none = {"share": 0.0, "shares": "explained", "mix": 0.0}
+    assert [run.twin for run in planned(["rows"], rows=[none])] == [None, "chance"]
+    by_size = none | {"mix": 1.0, "by": "magnitude"}
+    assert [run.twin for run in planned(["edges"], edges=[by_size])] == [
+        None,
+        "magnitude",
+        "depth",
+        "untrained",
+    ]
+    idle = {"weight": 1.0, "temperature": 2.0, "attention": 0.0}
+    assert [run.twin for run in planned(["lwm"], lwm=[idle])] == [None]

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from permafrost.data import LabeledImages, Normalization, Task, TaskSequence
 from permafrost.errors import InputError
 from permafrost.models import NETWORKS
 from permafrost.params import Params
@@ -71,6 +72,7 @@ CANNOT = dict.fromkeys(["packnet", "edges"], r".*norm\.weight.*GroupNorm")
 CANNOT |= dict.fromkeys(
     ["circuit", "circuit_lwf", "soft", "soft_lwf"], "channels are not followed through sigmoid"
 )
+CANNOT["rnf"] = "'relevance' cannot explain this network"
 
 
 @pytest.mark.parametrize(("name", "why"), CANNOT.items())
@@ -88,6 +90,21 @@ def test_the_others_serve_any_network(check):
 def test_a_criterion_that_a_network_cannot_serve_is_named(check, metric):
     with pytest.raises(InputError, match=rf"^rank\.metrics: {metric} cannot serve Gated: "):
         check("Gated", metrics=["mse", metric])
+
+
+@pytest.mark.parametrize("sizes", [[3, 2], [2, 2, 2]], ids=["of unequal size", "three"])
+def test_tasks_of_several_data_sets(sizes):
+    tasks = [{"classes": [f"{t} {c}" for c in range(size)]} for t, size in enumerate(sizes)]
+    params = Params.model_validate(
+        {
+            "split": {"tasks": tasks},
+            "model": {"arch": "plain", "width": 1.0, "head": "multi"},
+            "sweep": {"strategies": ["finetune", "soft"], "heads": ["multi"], "metrics": ["mse"]},
+        }
+    )
+    images = LabeledImages(torch.zeros(4, 3, 32, 32, dtype=torch.uint8), torch.tensor([0, 1] * 2))
+    made = [Task(tuple(task["classes"]), images, images, images) for task in tasks]
+    rehearse(params, TaskSequence(tuple(made), Normalization((0.5,) * 3, (0.5,) * 3)))
 
 
 def test_a_last_batch_of_one_image_is_refused_where_it_cannot_be_learned_from(check):

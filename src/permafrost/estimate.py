@@ -47,7 +47,7 @@ from permafrost.variants import variant_spec
 # What every stage takes, in units of what a process takes to begin: DVC's notes and MLflow too.
 _STAGE = 1.5
 _START = time.time() - psutil.Process().create_time()  # until this was imported
-_SEED_STAGES, _STAGES = 8, 4
+_SEED_STAGES, _STAGES = 8, 5
 # How often something is timed, unless it takes longer in seconds.
 _CALLS, _ENOUGH = 3, 0.1
 
@@ -162,6 +162,7 @@ class _Counted:
         sweep = sum(self._seconds(run, costs) for run in pooled)
         sweep += sum(self._seconds(run, costs, on_validation=True) for run in trials)
         seconds += sweep / self._at_once()
+        seconds += self._testing_rankings(costs)
         steps = seeds * self._steps(0, params.train.epochs)
         trained = [*variants, *pooled, *trials]
         steps += sum(self._steps_of(run) for run in trained)
@@ -247,6 +248,12 @@ class _Counted:
         if _needs_fisher(self.params):
             seconds += self._informed(0) * costs.informed
         return seconds
+
+    def _testing_rankings(self, costs: Costs) -> float:
+        """Return what stage stability takes: each ranking in six ways, and the truth."""
+        tested = self.params.stability.metrics
+        rankings = sum(6 * self._ranking(0, [criterion], costs) for criterion in tested)
+        return rankings + (self._ranking(0, ["ablation"], costs) if tested else 0.0)
 
     def _at_once(self) -> int:
         """Return how many runs of the sweep go on beside each other without being slowed."""

@@ -285,15 +285,18 @@ def _run_request(
     code.append(STRATEGIES.home(spec.strategy))
     if knowledge_digest is not None:
         identity |= {"knowledge": knowledge_digest, "keep": asdict(keep_config(params))}
-    if STRATEGIES[spec.strategy].continues:
+    made = STRATEGIES[spec.strategy]
+    if made.build.__func__ is not Strategy.build.__func__:  # type: ignore[attr-defined]
+        identity["batch_norm"] = params.freeze.batch_norm  # it may be built with it
+    if made.continues:
         identity["first"] = inputs.first_digest
     if spec.metric is not None and masks is not None:
-        known = "orders" if STRATEGIES[spec.strategy].ranks else "masks"
-        identity |= {known: _digest(masks), "batch_norm": params.freeze.batch_norm}
-        if len(inputs.tasks.tasks) > 2:  # ranked anew, by all that ranking depends on
+        is_ordered, anew = made.ranks, len(inputs.tasks.tasks) > 2
+        identity["orders" if is_ordered else "masks"] = _digest(masks)
+        code += [ranked.__name__] if is_ordered or anew else []
+        if anew:  # ranked anew, by all that ranking depends on
             identity["explain"] = asdict(explain_config(params))
-            homes = [CRITERIA.home(spec.metric), SALIENCY_METHODS.home(params.saliency.method)]
-            code += [ranked.__name__, *homes]
+            code += [CRITERIA.home(spec.metric), SALIENCY_METHODS.home(params.saliency.method)]
     return RunRequest(
         kind=inputs.kind,
         name=spec.name,

@@ -56,7 +56,8 @@ def check_names(params: Params, source: str) -> None:
 
 def _complaints(params: Params) -> Iterator[str]:
     split, model, rank, sweep = params.split, params.model, params.rank, params.sweep
-    for place, source in enumerate(split.sources):
+    listed = split.sources if isinstance(split.tasks, int) else [t.source for t in split.tasks]
+    for place, source in enumerate(listed):
         key = "split" if isinstance(split.tasks, int) else f"split.tasks.{place}"
         yield from _unknown(f"{key}.dataset", source.dataset, DATASETS)
         if source.root is None and DATASETS.find(source.dataset).needs_root:

@@ -157,10 +157,14 @@ class Split(_Section):
     def _classes_stand_once(self) -> "Split":
         if not isinstance(self.tasks, int) and self.classes is not None:
             raise ValueError("classes: split.tasks lists each task's; leave them null")
-        names = [name for task in self.named or [] for name in task]
-        for name, count in Counter(names).items():
+        if isinstance(self.tasks, int):
+            key, names = "classes", [("", name) for task in self.classes or [] for name in task]
+        else:  # two data sets may have classes of the same name
+            key = "tasks"
+            names = [(str(task.source), name) for task in self.tasks for name in task.classes]
+        for (_, name), count in Counter(names).items():
             if count > 1:
-                raise ValueError(f"classes: {shown(name)} stands twice; list each class once")
+                raise ValueError(f"{key}: {shown(name)} stands twice; list each class once")
         return self
 
 
@@ -308,14 +312,18 @@ class Params(_Section):
 
     @model_validator(mode="after")
     def _network_and_images_fit(self) -> "Params":
-        if "bn_gamma" in self.rank.metrics and not self.model.batch_norm:
-            raise ValueError("rank.metrics: bn_gamma needs model.batch_norm: true")
+        for key in ("rank", "stability"):
+            if "bn_gamma" in getattr(self, key).metrics and not self.model.batch_norm:
+                raise ValueError(f"{key}.metrics: bn_gamma needs model.batch_norm: true")
         side = min(self.split.height_and_width)
-        if self.train.padding >= side:
-            raise ValueError(
-                f"train.padding: with {self.train.padding} a crop can miss the image; allowed: "
-                f"less than split.image_size, {side}"
-            )
+        listed = enumerate([] if isinstance(self.split.tasks, int) else self.split.tasks)
+        paddings = {f"split.tasks.{place}.padding": task.padding or 0 for place, task in listed}
+        for key, padding in ({"train.padding": self.train.padding} | paddings).items():
+            if padding >= side:
+                raise ValueError(
+                    f"{key}: with {padding} a crop can miss the image; allowed: "
+                    f"less than split.image_size, {side}"
+                )
         return self
 
     @model_validator(mode="after")

@@ -92,10 +92,10 @@ def _images(count: int, params: Params) -> torch.Tensor:
 
 
 def _a_run_of_each(params: Params, strategies: Iterable[str]) -> list[RunSpec]:
-    """Return one run for each strategy and head."""
+    """Return one run for each strategy and head, and of its twins."""
     first = {name: grid[0] for name, grid in grids(params).items()}
     runs = sweep_runs(params, dict.fromkeys(heads(params), first))
-    each = {(run.strategy, run.head): run for run in runs if run.strategy in strategies}
+    each = {(run.strategy, run.head, run.twin): run for run in runs if run.strategy in strategies}
     return list(each.values())
 
 
@@ -192,7 +192,9 @@ def _shortened(params: Params) -> Params:
     """Return parameters of one epoch, of one step, on two tasks of two classes."""
     return params.model_copy(
         update={
-            "split": params.split.model_copy(update={"classes": [["a", "b"], ["c", "d"]]}),
+            "split": params.split.model_copy(
+                update={"classes": [["a", "b"], ["c", "d"]], "tasks": 2}
+            ),
             "train": params.train.model_copy(
                 update={"epochs": 1, "batch_size": 4, "precision": "float32"}
             ),

@@ -7,6 +7,9 @@ from typing import Any
 from permafrost.params import Params
 from permafrost.runs.spec import RunSpec
 
+# Characters of a parameter, at most, that MLflow is given.
+_SHOWN = 1000
+
 
 def shown_params(params: Params, spec: RunSpec) -> dict[str, Any]:
     """Return the parameters that MLflow shows of a run, besides the machine's."""
@@ -28,10 +31,16 @@ def shown_training(params: Params) -> dict[str, Any]:
     datasets = ", ".join(dict.fromkeys(source.dataset for source in split.sources))
     if not isinstance(split.tasks, int):
         unread = {"classes_per_task", "classes", "selection"}
+    tasks: dict[str, Any] = {}
+    if isinstance(split.tasks, int):
+        tasks = {} if "tasks" in unread else {"tasks": split.tasks}
+    else:  # not where they lie
+        about = [task.model_dump(exclude={"root"}, exclude_none=True) for task in split.tasks]
+        tasks = {"tasks": str(about)[:_SHOWN]}
     return _dotted(
         {
             "": {"dataset": datasets},
-            "split.": split.model_dump(exclude={"dataset", "root"} | unread),
+            "split.": split.model_dump(exclude={"dataset", "root", "tasks"} | unread) | tasks,
             "model.": params.model.model_dump(exclude={"head"}),
             "train.": params.train.model_dump(exclude={"precision"}),
         }

@@ -13,6 +13,7 @@ from permafrost.experiment import RunInputs, knowledge_name
 from permafrost.first_weights import first_weights
 from permafrost.models import NETWORKS
 from permafrost.runs import key
+from permafrost.source import PACKAGE_SOURCES, reached
 from permafrost.strategies import STRATEGIES
 from small_runs import (
     EWC,
@@ -55,6 +56,22 @@ CHANGES = {
     "model.batch_norm": {"model": {"batch_norm": False}},
     "freeze.batch_norm": {"freeze": {"batch_norm": "affine"}},
 }
+
+
+@pytest.mark.parametrize("strategy", ["rows", "rnf", "freeze_lwf", "circuit"])
+def test_the_key_changes_with_how_norms_are_frozen(inputs, strategy):
+    """Of all strategies that are built with it, ranked or not."""
+    spec, known = cell_of(strategy), dataclasses.replace(inputs, read_knowledge=dict)
+    masks = None if spec.metric is None else MASKS
+    keys = {
+        key_of(spec, known, masks, freeze={"batch_norm": way}) for way in ("full", "affine", "none")
+    }
+    assert len(keys) == 3
+
+
+def test_the_code_of_a_ranking_is_reached():
+    """By name, or when chance takes its place."""
+    assert "permafrost.ranking.relevance" in reached([STRATEGIES.home("rnf")], PACKAGE_SOURCES)
 
 
 @pytest.mark.parametrize("name", list(CHANGES))

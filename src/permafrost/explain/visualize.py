@@ -185,7 +185,7 @@ def natural_pictures(
     layers
         Names of convolutions.
     images_by_batches
-        Normalised images (N, 3, H, W), with labels that are not read.
+        Normalised images (N, 3, H, W), with labels that are not read; gone through twice.
     strongest
         How many images of each filter; all, where there are fewer.
 
@@ -200,38 +200,61 @@ def natural_pictures(
         If there are no images.
     """
     best: dict[str, tuple[Tensor, Tensor]] = {}
-    answers: dict[str, Tensor] = {}
-    handles = [
-        model.get_submodule(name).register_forward_hook(
-            lambda _m, _i, output, name=name: answers.__setitem__(name, output.mean((2, 3)))
-        )
-        for name in layers
-    ]
-    try:
+    count = 0
+    with _mean_answers(model, layers) as answers:
         for images, _ in images_by_batches:
             with explaining(model), torch.no_grad():
                 model(images)
             for name, values in answers.items():
-                best[name] = _strongest(best.get(name), values.T, images, strongest)
+                best[name] = _strongest(best.get(name), values.T, count, strongest)
+            count += len(images)
+    if not best:
+        raise ValueError("no images")
+    return _means({name: places for name, (_, places) in best.items()}, images_by_batches)
+
+
+@contextmanager
+def _mean_answers(model: nn.Module, layers: Sequence[str]) -> Iterator[dict[str, Tensor]]:
+    """Within the block, hold the means (N, F) over positions of what convolutions gave last."""
+    answers: dict[str, Tensor] = {}
+
+    def hold(name: str) -> Callable[..., None]:
+        return lambda _m, _i, output: answers.update({name: output.mean((2, 3))})
+
+    handles = [model.get_submodule(name).register_forward_hook(hold(name)) for name in layers]
+    try:
+        yield answers
     finally:
         for handle in handles:
             handle.remove()
-    if not best:
-        raise ValueError("no images")
-    return {name: shown.mean(1) for name, (_, shown) in best.items()}
 
 
 def _strongest(
-    before: tuple[Tensor, Tensor] | None, values: Tensor, images: Tensor, count: int
+    before: tuple[Tensor, Tensor] | None, values: Tensor, first: int, count: int
 ) -> tuple[Tensor, Tensor]:
-    """Return the greatest of each filter's values (F, K), and their images (F, K, 3, H, W)."""
-    found, places = values.topk(min(count, values.shape[1]), dim=1)
-    shown = images[places]
-    if before is None:
-        return found, shown
-    found, shown = torch.cat([before[0], found], 1), torch.cat([before[1], shown], 1)
-    found, places = found.topk(min(count, found.shape[1]), dim=1)
-    return found, shown[torch.arange(len(shown), device=shown.device)[:, None], places]
+    """Return the greatest of each filter's values (F, K), and which images they are of."""
+    places = torch.arange(first, first + values.shape[1], device=values.device)
+    places = places.expand_as(values)
+    if before is not None:
+        values, places = torch.cat([before[0], values], 1), torch.cat([before[1], places], 1)
+    found, chosen = values.topk(min(count, values.shape[1]), dim=1)
+    return found, places.gather(1, chosen)
+
+
+def _means(
+    places: dict[str, Tensor], images_by_batches: Iterable[tuple[Tensor, Tensor]]
+) -> dict[str, Tensor]:
+    """Return the mean of the images of each filter, (F, 3, H, W), by layer."""
+    sums: dict[str, Tensor] = {}
+    first = 0
+    for images, _ in images_by_batches:
+        for name, chosen in places.items():
+            if name not in sums:
+                sums[name] = images.new_zeros(len(chosen), *images.shape[1:])
+            filters, _ = (here := (chosen >= first) & (chosen < first + len(images))).nonzero().T
+            sums[name].index_add_(0, filters, images[chosen[here] - first])
+        first += len(images)
+    return {name: total / places[name].shape[1] for name, total in sums.items()}
 
 
 def heat_maps(images: Tensor, start: Tensor, reduction: Reduction = "change") -> Tensor:

@@ -70,11 +70,11 @@ class Subject:
         return score_network(*about, criterion, self.config, self.seed)
 
     def orders(self, criterion: str) -> Scores:
-        """Return each layer's filters, the first to freeze first."""
-        config = self.config
+        """Return each layer's filters, the best first; without layers of which all score alike."""
         return {
-            name: order_filters(values, config.aggregate, config.reverse)
+            name: order_filters(values, self.config.aggregate)
             for name, values in self.scores(criterion).items()
+            if len(values) == 1 or (values != values[:1]).any()
         }
 
 
@@ -102,7 +102,8 @@ def check_stability(
     subject : Subject
         What is ranked.
     criterion : str
-        By what; checks of which it does not depend on what changes are left out.
+        By what; checks of which it does not depend on what changes are left out, and so are layers
+        of which all filters have the same score.
     untrained : nn.Module
         The same network before it had learned anything.
 
@@ -128,16 +129,17 @@ def check_stability(
         compared["float64"] = whole, double.orders(criterion)
         mixed = replace(subject, images=_mixed(subject.images, subject.seed))
         compared["random_labels"] = whole, mixed.orders(criterion)
-    if needs_maps(criterion):
+    if needs_maps(criterion) and subject.config.pictures == "maximised":
         other_start = replace(
             subject.config, start_seed=subject.config.start_seed + subject.config.starts
         )
         compared["start_image"] = whole, replace(subject, config=other_start).orders(criterion)
     compared["random_weights"] = whole, replace(subject, model=untrained).orders(criterion)
-    return {
-        check: {name: agreement(left[name], right[name]) for name in left}
+    found = {
+        check: {name: agreement(left[name], right[name]) for name in left if name in right}
         for check, (left, right) in compared.items()
     }
+    return {check: layers for check, layers in found.items() if layers}
 
 
 def agreement(one: Tensor, other: Tensor) -> Agreement:

@@ -84,10 +84,8 @@ def _measure(params: Params) -> dict[str, Any]:
     with progress_bar("stability", len(params.stability.metrics)) as advance:
         for criterion in params.stability.metrics:
             scores = subject.scores(criterion)
-            orders = {
-                name: order_filters(values, config.aggregate, config.reverse)
-                for name, values in scores.items()
-            }
+            # The best first, whatever is frozen.
+            orders = {n: order_filters(values, config.aggregate) for n, values in scores.items()}
             found[criterion] = {
                 "checks": check_stability(subject, criterion, untrained.view("shared", 0, 1)),
                 "ablation": compare_with_truth(scores, truth),

@@ -94,6 +94,7 @@ class Afc(Lwf):
     knowledge = consolidation_memory
     hyper: ClassVar[dict[str, Allowed]] = {**Lwf.hyper, "consolidation": (0, 1e6)}
     twins: ClassVar[tuple[str, ...]] = (CHANCE, EQUAL)
+    explained_by: ClassVar[str | None] = "consolidation"
     step_cost: ClassVar[float] = 1.4
 
     @contextmanager

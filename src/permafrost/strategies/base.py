@@ -187,6 +187,8 @@ class Strategy:
     heads: ClassVar[tuple[Head, ...]] = ("shared", "multi", "expanding")
     # What its controls put in the place of the explanation that it uses.
     twins: ClassVar[tuple[str, ...]] = ()
+    # The hyperparameter that is 0 where it uses none, if there is one.
+    explained_by: ClassVar[str | None] = None
     # What a step takes, in units of a plain one, roughly: only to tell it beforehand.
     step_cost: ClassVar[float] = 1.0
     # What sets it apart from the other methods, for the tables.
@@ -235,8 +237,8 @@ class Strategy:
     @classmethod
     def controls(cls, hyper: Mapping[str, Value]) -> tuple[str, ...]:
         """Return which of its twins are controls of it with these hyperparameters."""
-        del hyper
-        return cls.twins
+        is_used = cls.explained_by is None or hyper[cls.explained_by]
+        return cls.twins if is_used else ()
 
     def while_learning_first(self, lesson: Lesson) -> AbstractContextManager[Guard]:
         """Return a context that holds while the first task is learned."""

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from permafrost.hyper import Allowed
+from permafrost.hyper import Allowed, Value
 from permafrost.strategies.base import Lesson, strategy
 from permafrost.strategies.packnet import PackNet
 from permafrost.strategies.rescaling import rescale, weight_norms
@@ -38,6 +38,12 @@ class Edges(Sized, PackNet):
 
     hyper: ClassVar[dict[str, Allowed]] = {**Sized.hyper, "by": BY}
     twins: ClassVar[tuple[str, ...]] = (CHANCE, *SHARE_TWINS)
+
+    @classmethod
+    def controls(cls, hyper: Mapping[str, Value]) -> tuple[str, ...]:
+        """Return the twins; chance only where weights are chosen by their score."""
+        is_scored = hyper["by"] == "score"
+        return tuple(twin for twin in super().controls(hyper) if is_scored or twin != CHANCE)
 
     def _clear(
         self, packed: Mapping[str, nn.Parameter], owners: Mapping[str, Tensor], lesson: Lesson

@@ -63,6 +63,7 @@ class Lwm(Lwf):
     knowledge = old_network_memory
     hyper: ClassVar[dict[str, Allowed]] = {**Lwf.hyper, "attention": (0, 1e6)}
     twins: ClassVar[tuple[str, ...]] = (CHANCE,)
+    explained_by: ClassVar[str | None] = "attention"
     step_cost: ClassVar[float] = 2.5
 
     @contextmanager

@@ -15,13 +15,14 @@ from permafrost.models import Head
 from permafrost.ranking.ablation import silenced
 from permafrost.ranking.features import feature_layers
 from permafrost.ranking.method import show_images
+from permafrost.ranking.relevance import relevance_normalized
 from permafrost.ranking.weight_scores import permuted
 from permafrost.strategies.base import FilterRanking, Lesson, strategy
 from permafrost.strategies.freeze import FreezesFilters
 from permafrost.strategies.old_network import black_image
 from permafrost.strategies.sized import CHANCE
 
-_CRITERION = "relevance_normalized"
+_CRITERION = relevance_normalized.__name__
 # Filters are set free by so many at once.
 _STEPS = 100
 

@@ -87,6 +87,7 @@ class Rrr(Replay):
     knowledge = explained_buffer_memory
     hyper: ClassVar[dict[str, Allowed]] = {"reasons": (0, 1e6)}
     twins: ClassVar[tuple[str, ...]] = (CHANCE, IMAGES)
+    explained_by: ClassVar[str | None] = "reasons"
     remark: ClassVar[str] = "keeps old images and maps"
     step_cost: ClassVar[float] = 4.0
 

@@ -52,7 +52,7 @@ class Sized(Strategy):
     @classmethod
     def controls(cls, hyper: Mapping[str, Value]) -> tuple[str, ...]:
         """Return the twins; those of the shares where these are explained."""
-        if hyper["shares"] == "explained":
+        if hyper["shares"] == "explained" and hyper["mix"]:
             return cls.twins
         return tuple(twin for twin in cls.twins if twin not in SHARE_TWINS)
 

@@ -55,6 +55,7 @@ class Soft(Strategy):
     hyper: ClassVar[dict[str, Allowed]] = {"exponent": (0, 100)}
     ranks: ClassVar[bool] = True
     twins: ClassVar[tuple[str, ...]] = (CHANCE, EQUAL)
+    explained_by: ClassVar[str | None] = "exponent"
     step_cost: ClassVar[float] = 1.1
 
     @classmethod
