@@ -39,6 +39,10 @@ def test_what_is_held_is_not_chosen():
 def test_depth_takes_whole_layers_from_the_input_on():
     sizes = {"a": 10, "b": 20, "c": 70}
     assert depth_shares(sizes, 0.2) == {"a": 1.0, "b": 0.5, "c": 0.0}
+    free = {"a": torch.zeros(10), "b": torch.ones(20), "c": torch.ones(70)}
+    free = {name: values.bool() for name, values in free.items()}
+    free["b"][:10] = False
+    assert depth_shares(sizes, 0.2, free) == {"a": 0.0, "b": 0.5, "c": 1 / 7}
     assert depth_shares(sizes, 1.0) == {"a": 1.0, "b": 1.0, "c": 1.0}
 
 

@@ -114,3 +114,28 @@ def plain_names(network):
     """Return the names that the network has outside of any block."""
     for name, value in network.named_parameters():
         yield name.replace("weight_rows.live", "weight").replace("bias_rows.live", "bias"), value
+
+
+@pytest.mark.parametrize("method", ["freeze_ewc", "freeze_lwf"])
+def test_what_was_frozen_last_is_told(make_network, make_sequence, half_masks, method):
+    """As by freezing alone, also after the last task, of which the companion keeps nothing."""
+    sequence, found = make_sequence(tasks=4), {}
+
+    def more(lesson, frozen):
+        masks = {name: torch.zeros_like(mask) for name, mask in half_masks(lesson).items()}
+        for mask in masks.values():
+            mask[: lesson.learned] = True
+        return masks
+
+    freeze = Freeze("multi", more)
+    other = {"freeze_ewc": (FreezeEwc, Ewc("multi", 0.0)), "freeze_lwf": (FreezeLwf, Lwf("multi"))}
+    made, companion = other[method]
+    for name, strategy in {"alone": freeze, "beside": made("multi", freeze, companion)}.items():
+        network = make_network(tasks=4)
+        lesson = make_lesson(network, sequence, 0)
+        memory = type(strategy).knowledge(lesson) if type(strategy).knowledge else {}
+        kept = learn(strategy, network, sequence, memory=memory).memory
+        found[name] = {n: int(m.sum()) for n, m in strategy.frozen(network, kept).items()}
+    assert found["alone"] == found["beside"]
+    assert set(found["alone"].values()) <= {3, 2, 1}
+    assert max(found["alone"].values()) == 3

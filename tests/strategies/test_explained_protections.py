@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from lessons import CONFIGS, CPU, RANKING, SGD, learn, make_lesson
+from lessons import CONFIGS, CPU, RANKING, SGD, learn, make_lesson, one_batch
 from permafrost.models.channels import trace_channels
 from permafrost.ranking.ablation import silenced
 from permafrost.ranking.features import feature_layers
@@ -28,6 +28,7 @@ from permafrost.strategies import (
 )
 from permafrost.strategies.circuit import CIRCUIT
 from permafrost.strategies.lwf import teacher_memory
+from permafrost.strategies.rescaling import rescale, weight_norms
 from permafrost.strategies.sized import weight_scores
 from permafrost.strategies.soft import held_parts
 from permafrost.training import part_of
@@ -145,19 +146,19 @@ def test_shares_and_twins_of_a_circuit_differ(make_network, make_sequence):
     other, found = make_network(seed=5, width=0.1), {}
     base = Circuit("multi", 0.2, relearn=0, ranking=RANKING)
     strategies = {shares: replace(base, shares=shares) for shares in SHARES}
-    strategies |= {twin: base.as_twin(twin) for twin in Circuit.twins}
+    strategies |= {f"twin by {twin}": base.as_twin(twin) for twin in Circuit.twins}
     for name, strategy in strategies.items():
         mine = copy.deepcopy(network)
         lesson = make_lesson(mine, sequence, 1, untrained=other.state_dict())
         with strategy.while_learning(lesson, Phase(0, 0, "relearn")) as guard:
             found[name] = {n: m.tolist() for n, m in guard.chosen.items()}
     counts = {name: [sum(mask) for mask in masks.values()] for name, masks in found.items()}
-    assert counts["chance"] == counts["explained"]  # a ranking's twin keeps the shares
-    assert found["chance"] != found["explained"]
+    assert counts["twin by chance"] == counts["explained"]  # a ranking's twin keeps the shares
+    assert found["twin by chance"] != found["explained"]
     for twin in ("magnitude", "depth"):
-        assert found[twin] == found[twin]
+        assert found[f"twin by {twin}"] == found[twin]
         assert counts[twin] != counts["explained"]
-    assert counts["untrained"] != counts["explained"]
+    assert counts["twin by untrained"] != counts["explained"]
 
 
 def test_what_a_circuit_does_not_hold_is_given_back(make_network, make_sequence):
@@ -181,22 +182,99 @@ def test_what_a_circuit_does_not_hold_is_given_back(make_network, make_sequence)
 
 
 def test_scaling_changes_no_answer_behind_a_norm(make_network, make_sequence):
-    network, sequence = make_network(), make_sequence()
-    network.eval()
-    strategy = Circuit("multi", 1.0, relearn=0, shares="uniform", ranking=RANKING)
-    images = torch.rand(4, 3, 32, 32)
+    network, images = make_network().eval(), torch.rand(4, 3, 32, 32)
+    learn_plainly(network, make_sequence())
+    norms, view = weight_norms(network), network.view("multi", 0, 1)
     with torch.no_grad():
-        before = network.view("multi", 0, 1)(images)
-    relearning = strategy.while_learning(make_lesson(network, sequence, 1), Phase(0, 0, "relearn"))
-    with relearning, torch.no_grad():
-        torch.testing.assert_close(network.view("multi", 0, 1)(images), before)
+        before = view(images)
+        for name, conv in convolutions(network).items():
+            norm = network.get_submodule(f"features.{int(name.split('.')[1]) + 1}")
+            for value, power in [(conv.weight, 1), (conv.bias, 1), (norm.running_mean, 1)]:
+                value.mul_(0.3**power)
+            norm.running_var.mul_(0.3**2)
+        torch.testing.assert_close(view(images), before, rtol=1e-2, atol=1e-3)  # but for the ε
+        rescale(network, norms)
+        torch.testing.assert_close(view(images), before)
+        network.features[0].weight.zero_()
+        rescale(network, norms)
+    torch.testing.assert_close(weight_norms(network), norms | {"features.0": torch.tensor(0.0)})
+
+
+@pytest.mark.parametrize("made", ["circuit", "edges"])
+def test_what_is_left_of_a_layer_has_its_former_norm(
+    make_strategy, make_network, make_sequence, made
+):
+    """Of each layer that holds nothing of earlier tasks."""
+    network, sequence = make_network(tasks=3), make_sequence(tasks=3)
+    strategy, norms, seen = make_strategy(made, "multi"), weight_norms(network), []
+    name = strategy.phases(make_lesson(network, sequence, 1))[0].name
+    for learned in tasks:
+        memory = seen[-1] if seen else {}
+        start = copy.deepcopy(network.state_dict())
+        lesson = make_lesson(network, sequence, learned, memory=memory, start=start)
+        phase = Phase(learned - 1, 0, name)
+        with strategy.while_learning(lesson, phase) as guard:
+            now = weight_norms(network)
+        seen.append(strategy.after_phase(lesson, phase, guard))
+        is_whole = [torch.allclose(now[layer], norms[layer], rtol=1e-4) for layer in norms]
+        assert all(is_whole) == (learned == 1)
+        norms = weight_norms(network)
+
+
+def test_a_full_layer_is_read_whole(make_network, make_sequence):
+    """By a later circuit, and by depth later tasks take the layers behind."""
+    network, sequence = make_network(tasks=4, width=0.1), make_sequence(tasks=4)
+    strategy = Circuit("multi", 0.25, "depth", relearn=0, ranking=RANKING)
+    memory = learn(strategy, network, sequence, replace(SGD, epochs=1)).memory
+    first, *_, last = trace_channels(network.features, "features.").widths.items()
+    found = [sizes(memory, task)[first[0]] for task in (0, 1, 2)]
+    assert found[0] >= first[1] - 1
+    assert found[1:] == [first[1]] * 2
+    assert sizes(memory, 0)[last[0]] == 1
+    edges = Edges("multi", 0.25, "depth")
+    owners = part_of(learn(edges, make_network(tasks=4), sequence).memory, "owner/")
+    total = sum(owner.numel() for owner in owners.values())
+    for task in (1, 2, 3):
+        mine = sum(int((owner == task).sum()) for owner in owners.values())
+        assert mine / total == pytest.approx(0.25, abs=0.02)
+
+
+def test_earlier_tasks_are_not_measured_while_a_circuit_relearns(make_network, make_sequence):
+    network, sequence = make_network(tasks=3), make_sequence(tasks=3)
+    strategy = Circuit("multi", 0.3, relearn=1, ranking=RANKING)
+    history = learn(strategy, network, sequence, replace(SGD, epochs=1)).history
+    found = {
+        (row["task"], row["phase"]): {n for n in row if n.startswith("acc")} for row in history
+    }
+    everything = {"acc_task1", "acc_task2", "acc_task3"}
+    assert found == {
+        (2, "relearn"): {"acc_task1"},
+        (2, "learn"): everything,
+        (3, "relearn"): {"acc_task2"},
+        (3, "learn"): everything,
+    }
+
+
+@pytest.mark.parametrize("teacher", ["network", "labels"])
+def test_a_circuit_relearns_among_the_known_classes(make_network, make_sequence, teacher):
+    """Under an expanding head, which has the next task's outputs already."""
+    network, sequence = make_network(tasks=3), make_sequence(tasks=3)
+    strategy = Circuit("expanding", 0.3, relearn=1, teacher=teacher, ranking=RANKING)
+    lesson = make_lesson(network, sequence, 2, "expanding")
+    with strategy.while_learning(lesson, Phase(1, 1, "relearn")) as guard:
+        batch = one_batch(sequence, 1)
+        batch = replace(batch, labels=batch.labels + 2)
+        loss, logits, _ = guard.objective(lesson.view(1), batch)
+        loss.backward()
+    assert logits.shape[1] == 4
+    assert network.heads[2].weight.grad is None or not network.heads[2].weight.grad.any()
 
 
 @pytest.mark.parametrize("by", ["score", "magnitude"])
 @pytest.mark.parametrize("head", ["shared", "multi"])
 def test_edges_keep_old_answers_and_their_part(make_network, make_sequence, head, by):
     network, sequence = make_network(tasks=3), make_sequence(tasks=3)
-    strategy = Edges(head, share=0.2, by=by)
+    strategy = Edges(head, 0.2, by=by)
     images, seen = torch.rand(5, 3, 32, 32), {}
 
     def note(progress):
@@ -305,6 +383,7 @@ def test_twins_of_soft_protection(make_network, make_sequence):
             made[name] = guard.observer._made
     for plain, chance, equal in zip(*made.values(), strict=True):
         assert equal.unique().numel() == 1
+        assert float(chance.mean()) == pytest.approx(float(plain.mean()), abs=0.05)
         assert float(equal.flatten()[0]) == pytest.approx(float(plain.mean()), abs=1e-5)
         if plain.ndim == 1 and len(plain) > 2:
             assert torch.equal(chance.sort().values, plain.sort().values)

@@ -1,6 +1,6 @@
 """Accuracy of a network on every task: one row of the accuracy matrix R."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -79,7 +79,11 @@ def _counted(
 
 
 def accuracy_row(
-    networks: Sequence[TaskNetwork], tests: Sequence[Batches], head: Head, seen: int
+    networks: Sequence[TaskNetwork],
+    tests: Sequence[Batches],
+    head: Head,
+    seen: int,
+    tasks: Collection[int] | None = None,
 ) -> list[Accuracy | None]:
     """Measure a network on every task: row ``seen`` of R.
 
@@ -94,16 +98,19 @@ def accuracy_row(
         How a task is answered.
     seen : int
         0 .. T tasks learned; 0 is the untrained network.
+    tasks : collection of int, optional
+        Which are measured; by default all.
 
     Returns
     -------
     list of Accuracy or None
-        One for each task; None where an expanding head has no output yet for the task's classes.
+        One for each task; None where it is not measured, and where an expanding head has no output
+        yet for the task's classes.
     """
     heads = max(seen, 1)  # the untrained network has its first head
     return [
         None
-        if head == "expanding" and task >= heads
+        if (head == "expanding" and task >= heads) or (tasks is not None and task not in tasks)
         else accuracy(
             network.view(head, task, heads),
             test,

@@ -49,12 +49,23 @@ def threshold_shares(
     return {name: float(c.double().mean()) for name, c in zip(flat, parts, strict=True)}
 
 
-def depth_shares(sizes: Mapping[str, int], part: float) -> dict[str, float]:
-    """Return whole layers from the input on, the last of them in part."""
+def depth_shares(
+    sizes: Mapping[str, int], part: float, free: Mapping[str, Tensor] | None = None
+) -> dict[str, float]:
+    """Return whole layers from the input on, the last of them in part.
+
+    Parameters
+    ----------
+    sizes : mapping of str to int
+        How many weights each layer has, in the order in which the layers run.
+    part, free
+        As for :func:`threshold_shares`: of a layer its free weights are taken.
+    """
     left, shares = part * sum(sizes.values()), {}
     for name, size in sizes.items():
-        shares[name] = min(1.0, max(0.0, left / size))
-        left -= size
+        taken = min(left, size if free is None else int(free[name].sum()))
+        shares[name] = taken / size
+        left -= taken
     return shares
 
 

@@ -1,6 +1,6 @@
 """What a strategy is: how a network learns its second and later tasks."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, TypeVar, cast
@@ -267,6 +267,11 @@ class Strategy:
         """
         del lesson, phase
         return nullcontext(Guard())
+
+    def measured(self, lesson: Lesson, phase: Phase) -> Collection[int]:
+        """Return the tasks that can be measured while a phase is trained."""
+        del phase
+        return range(len(lesson.sequence.tasks))
 
     def after_phase(self, lesson: Lesson, phase: Phase, guard: Guard) -> Memory:
         """Return what is kept from now on; the network may be changed.

@@ -1,16 +1,17 @@
 """Circuits: the best filters and the weights between them answer the old task, alone."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from permafrost.freezing import BatchNormFreeze, frozen_weights, plain_copy
 from permafrost.hyper import Allowed, Value
-from permafrost.models import Head, TaskNetwork, measuring
+from permafrost.models import Head, TaskNetwork
 from permafrost.models.channels import Channels, read_by, trace_channels
 from permafrost.ranking.layer_shares import circuit_sizes
 from permafrost.strategies.base import (
@@ -26,7 +27,7 @@ from permafrost.strategies.lwf import distillation
 from permafrost.strategies.rescaling import rescale, weight_norms
 from permafrost.strategies.sized import CHANCE, SHARE_TWINS, Sized
 from permafrost.strategies.soft import by_rank
-from permafrost.training import Batch, Objective, cross_entropy, part_of, recordable
+from permafrost.training import Batch, Objective, part_of, recordable
 
 CIRCUIT = "circuit/"
 RELEARN = "relearn"
@@ -44,14 +45,15 @@ Chosen = dict[str, Tensor]
 class Circuit(Sized):
     """Freeze the best filters with all that is between them; the old task is answered by it alone.
 
-    Of each layer the best filters are chosen, as many as ``shares`` says (:func:`circuit_sizes`):
-    the weights between them are the circuit. All else is set to 0, and the circuit learns its task
-    again for some epochs, norms and head of its own with it. Then its weights hold still. The next
-    task has the whole network back, as it was but for the circuit's weights: it changes all others,
-    those from and to chosen filters included, and norms and head of its own. An old task is
-    answered with all weights outside its circuit at 0, by its own norms, biases and head: its
-    answers never change, and its identity must be known. A later circuit may contain weights of
-    earlier ones, which it reads but does not change. Filters whose maps are added share one choice.
+    Of each layer the best filters are chosen, as many as ``shares`` says (:func:`circuit_sizes`),
+    what earlier circuits hold of the layer added to its share: the weights between them are the
+    circuit. All else is set to 0, and the circuit learns its task again for some epochs, norms and
+    head of its own with it. Then its weights hold still. The next task has the whole network back,
+    as it was but for the circuit's weights: it changes all others, those from and to chosen filters
+    included, and norms and head of its own. An old task is answered with all weights outside its
+    circuit at 0, by its own norms, biases and head: its answers never change, and its identity must
+    be known. A later circuit may contain weights of earlier ones, which it reads but does not
+    change. Filters whose maps are added share one choice.
 
     Before a circuit relearns, the weights of each layer that holds none of an earlier circuit are
     scaled to the norm that the whole layer had, and the norm's statistics with them. Under an
@@ -108,7 +110,9 @@ class Circuit(Sized):
                 yield Guard()
             return
         chosen = self._choose(lesson, channels, held)
-        teacher = cast(nn.Sequential, plain_copy(lesson.view(phase.task)))
+        view, classes = lesson.view(phase.task), lesson.network.classes
+        known = sum(classes[: lesson.learned]) if self.head == "expanding" else classes[phase.task]
+        teacher = cast(nn.Sequential, plain_copy(view)) if self.teacher == "network" else None
         norms = weight_norms(lesson.network)
         clear_outside(lesson.network, channels, chosen)
         rescale(lesson.network, {n: v for n, v in norms.items() if not held[f"{n}.weight"].any()})
@@ -117,7 +121,7 @@ class Circuit(Sized):
         biases, outside = _outside(lesson.network, channels, chosen)
         with frozen_weights(lesson.network, masks | biases, batch_norms=outside):
             yield Guard(
-                _answers_of(teacher) if self.teacher == "network" else cross_entropy,
+                _relearning(teacher, known),
                 chosen={f"{CIRCUIT}{phase.task}/channels/{n}": m.cpu() for n, m in chosen.items()},
             )
 
@@ -136,6 +140,10 @@ class Circuit(Sized):
         lesson.network.load_state_dict(whole)
         kept = {f"{CIRCUIT}{phase.task}/own/{name}": value for name, value in own.items()}
         return lesson.memory | part_with(guard.chosen, CIRCUIT) | kept
+
+    def measured(self, lesson: Lesson, phase: Phase) -> Collection[int]:
+        """Leave out earlier tasks while a circuit relearns, which has set their weights to 0."""
+        return [phase.task] if phase.name == RELEARN else super().measured(lesson, phase)
 
     def network_for(self, network: TaskNetwork, task: int, memory: Memory) -> TaskNetwork:
         """Return a copy in which the circuit of a task that has one answers alone."""
@@ -186,20 +194,34 @@ class Circuit(Sized):
             inside = _between(lesson.network, channels, first(sizes))
             return sum(int((m.to(lesson.device) & ~held[n]).sum()) for n, m in inside.items())
 
+        # What earlier circuits hold is read free, so that a full layer is read whole.
+        for name, weights in free.items():
+            shares[name] += 1 - float(weights.double().mean())
         by_group = _group_shares(channels, convs, shares)
         wanted = self.part(lesson) * total
         return first(circuit_sizes(widths, by_group, new_weights, wanted))
 
 
-def _answers_of(teacher: nn.Sequential) -> Objective:
-    """Return the objective of answering as another network does."""
-    teacher.requires_grad_(False)
+def _relearning(teacher: nn.Sequential | None, known: int) -> Objective:
+    """Return the objective of a circuit: to answer as the whole network, or the labels.
+
+    Parameters
+    ----------
+    teacher : nn.Sequential or None
+        The whole network's classifier.
+    known : int
+        How many logits there are but for those of tasks that are not learned yet.
+    """
+    if teacher is not None:
+        teacher.eval().requires_grad_(False)
 
     @recordable
     def objective(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        logits = model(batch.images)
-        with torch.no_grad(), measuring(teacher):
-            answers = teacher(batch.images)
+        logits = model(batch.images)[:, :known]
+        if teacher is None:
+            return F.cross_entropy(logits, batch.labels), logits, batch.labels
+        with torch.no_grad():
+            answers = teacher(batch.images)[:, :known]
         return distillation([logits], answers, _TEMPERATURE), logits, batch.labels
 
     return objective

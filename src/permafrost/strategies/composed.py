@@ -3,7 +3,7 @@
 The post proposes the first of them, frozen filters with a second method, for later work.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import ClassVar, Self
@@ -102,7 +102,13 @@ class Composed(Strategy):
         kept = self.protection.after_phase(lesson, phase, guard)
         if phase.task != lesson.learned:
             return kept
-        return kept | self.companion.after_phase(lesson, phase, guard)
+        beside = self.companion.after_phase(lesson, phase, guard)
+        # Not what it only passes on: that may be newer among what the protection keeps.
+        return kept | {n: v for n, v in beside.items() if v is not lesson.memory.get(n)}
+
+    def measured(self, lesson: Lesson, phase: Phase) -> Collection[int]:
+        """Return the protection's."""
+        return self.protection.measured(lesson, phase)
 
     def network_for(self, network: TaskNetwork, task: int, memory: Memory) -> TaskNetwork:
         """Return the protection's."""

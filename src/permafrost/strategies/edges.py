@@ -1,7 +1,7 @@
 """PackNet's procedure, its weights chosen by what the task's answers depend on."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from torch import Tensor, nn
@@ -35,6 +35,7 @@ class Edges(Sized, PackNet):
     """
 
     by: str = "score"
+    prune: float = field(default=0.0, init=False)  # not read
 
     hyper: ClassVar[dict[str, Allowed]] = {**Sized.hyper, "by": BY}
     twins: ClassVar[tuple[str, ...]] = (CHANCE, *SHARE_TWINS)

@@ -1,7 +1,7 @@
 """Learn a sequence of tasks with a strategy and fill the accuracy matrix R."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -182,6 +182,7 @@ class Learner:
         if self.head == "expanding":
             offset = network.label_offset(self.head, phase.task)
             train = replace(train, labels=train.labels + offset)
+        tasks = strategy.measured(lesson, phase)
         purpose: list[int | str] = [self.seed, "order", progress.learned]
         purpose += [] if phase.name == "learn" else [phase.name]
         is_first = progress.learned == 0
@@ -199,7 +200,7 @@ class Learner:
                 objective=guard.objective,
                 observer=guard.observer,
                 draw=guard.draw,
-                measure=lambda: self.curve(network, seen, strategy, progress.memory),
+                measure=lambda: self.curve(network, seen, strategy, progress.memory, tasks),
                 resume=progress.training,
                 on_epoch=lambda _: on_epoch(progress) if on_epoch else None,
             )
@@ -229,12 +230,20 @@ class Learner:
         )
 
     def curve(
-        self, network: TaskNetwork, seen: int, strategy: Strategy, memory: Memory
+        self,
+        network: TaskNetwork,
+        seen: int,
+        strategy: Strategy,
+        memory: Memory,
+        tasks: Collection[int] | None = None,
     ) -> dict[str, float]:
         """Return the accuracies that are measured after an epoch, by :func:`accuracy_name`."""
+        networks = self._answering(network, strategy, memory)
         return {
             accuracy_name(index): accuracy.overall
-            for index, accuracy in enumerate(self.measure(network, seen, strategy, memory))
+            for index, accuracy in enumerate(
+                accuracy_row(networks, self.tests, self.head, seen, tasks)
+            )
             if accuracy is not None
         }
 

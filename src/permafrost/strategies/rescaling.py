@@ -19,8 +19,9 @@ def weight_norms(network: TaskNetwork) -> dict[str, Tensor]:
 def rescale(network: TaskNetwork, before: Mapping[str, Tensor]) -> None:
     """Scale convolutions that a norm follows to a norm that they had, and its statistics with them.
 
-    Behind a norm this changes no answer, but for its ε. A smaller weight there has a larger
-    effective learning rate (van Laarhoven 2017), which would tell methods apart for a wrong reason.
+    Behind a norm that alone reads a convolution this changes no answer, but for its ε. A smaller
+    weight there has a larger effective learning rate (van Laarhoven 2017), which would tell methods
+    apart for a wrong reason.
 
     Parameters
     ----------
@@ -32,7 +33,8 @@ def rescale(network: TaskNetwork, before: Mapping[str, Tensor]) -> None:
     convs, norms = conv_layers(network), dict(network.named_modules())
     for name, behind in trace_flow(network).norms.items():
         now = convs[name].weight.norm()
-        if name not in before or not behind or now == 0:
+        kept = all(getattr(norms[norm], "running_mean", None) is not None for norm in behind)
+        if name not in before or not behind or not kept or now == 0:
             continue
         factor = before[name] / now
         convs[name].weight.mul_(factor)

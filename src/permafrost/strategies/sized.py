@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar, Self, cast
 
-import torch
 from torch import Tensor
 
+from permafrost.explain import conv_layers
 from permafrost.freezing import plain_copy
 from permafrost.hyper import Allowed, Value
 from permafrost.models import TaskNetwork
@@ -75,7 +75,7 @@ class Sized(Strategy):
         if self.shares == "uniform" or self.mix == 0:
             return uniform
         if self.shares == "depth":
-            chosen = depth_shares(sizes, part)
+            chosen = depth_shares(sizes, part, free)
         elif self.shares == "magnitude":
             sized = {name: weight.detach().abs() for name, weight in weights.items()}
             chosen = threshold_shares(sized, part, free)
@@ -116,5 +116,4 @@ def weight_scores(lesson: Lesson, twin: str | None = None) -> dict[str, Tensor]:
 
 
 def _weights(network: TaskNetwork) -> dict[str, Tensor]:
-    layers = network.named_modules()
-    return {n: cast(Tensor, m.weight) for n, m in layers if isinstance(m, torch.nn.Conv2d)}
+    return {name: conv.weight for name, conv in conv_layers(network).items()}

@@ -12,6 +12,7 @@ from permafrost.freezing import BatchNormFreeze
 from permafrost.hyper import Allowed, Value
 from permafrost.models import Head, TaskNetwork
 from permafrost.models.channels import Channels, read_by, trace_channels
+from permafrost.ranking.weight_scores import permuted
 from permafrost.strategies.base import (
     FilterRanking,
     Guard,
@@ -37,9 +38,9 @@ class Soft(Strategy):
     its move, where I_out is the importance of the filter that the weight belongs to and I_in that
     of the filter that it reads, 1 for the image. A filter's importance is its place in its layer's
     ranking, from 1 for the best to 0 for the last, the greatest of all tasks learned so far; of
-    channels that are sums it is the greatest of their filters. A norm's γ and β and a bias move by
-    their own filter's. Heads move freely, and the running statistics of a BatchNorm too. FG-AdaHAT
-    scales updates so, by unit importances of its own.
+    channels that are sums it is the greatest of their filters. A bias moves by its own filter's, a
+    norm's γ and β by their channel's. Heads move freely, and the running statistics of a BatchNorm
+    too. FG-AdaHAT scales updates so, by unit importances of its own.
 
     Attributes
     ----------
@@ -75,13 +76,19 @@ class Soft(Strategy):
         """Scale every step."""
         del phase
         channels = trace_channels(lesson.network.features, "features.")
-        orders = self.ranking.orders(lesson, by_chance=self.twin == CHANCE)
+        orders = self.ranking.orders(lesson)
         before = part_of(lesson.memory, IMPORTANCE)
         importance = {
             name: torch.maximum(by_rank(orders[name]), before.get(name, torch.zeros(())))
             for name in channels.gives
         }
-        held = held_parts(lesson.network, channels, importance, self.exponent)
+        used = importance
+        if self.twin == CHANCE:  # the same order in all tasks, and for all filters of a sum
+            used = {
+                name: permuted(values, lesson.seed, "soft", channels.gives[name])
+                for name, values in importance.items()
+            }
+        held = held_parts(lesson.network, channels, used, self.exponent)
         if self.twin == EQUAL:
             held = {name: torch.full_like(part, float(part.mean())) for name, part in held.items()}
         kept = {f"{IMPORTANCE}{name}": value for name, value in importance.items()}
