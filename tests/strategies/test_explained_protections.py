@@ -200,9 +200,9 @@ def test_scaling_changes_no_answer_behind_a_norm(make_network, make_sequence):
     torch.testing.assert_close(weight_norms(network), norms | {"features.0": torch.tensor(0.0)})
 
 
-@pytest.mark.parametrize("made", ["circuit", "edges"])
+@pytest.mark.parametrize(("made", "tasks"), [("circuit", [1, 2]), ("edges", [1])])
 def test_what_is_left_of_a_layer_has_its_former_norm(
-    make_strategy, make_network, make_sequence, made
+    make_strategy, make_network, make_sequence, made, tasks
 ):
     """Of each layer that holds nothing of earlier tasks."""
     network, sequence = make_network(tasks=3), make_sequence(tasks=3)
