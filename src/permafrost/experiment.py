@@ -286,8 +286,8 @@ def _run_request(
     if knowledge_digest is not None:
         identity |= {"knowledge": knowledge_digest, "keep": asdict(keep_config(params))}
     made = STRATEGIES[spec.strategy]
-    if made.build.__func__ is not Strategy.build.__func__:  # type: ignore[attr-defined]
-        identity["batch_norm"] = params.freeze.batch_norm  # it may be built with it
+    if "batch_norm" in made.built_of():
+        identity["batch_norm"] = params.freeze.batch_norm
     if made.continues:
         identity["first"] = inputs.first_digest
     if spec.metric is not None and masks is not None:

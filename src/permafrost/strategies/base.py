@@ -210,6 +210,8 @@ class Strategy:
     ) -> Self:
         """Make the strategy of what parameters say.
 
+        A field ``ranking`` is given the ranking, a field ``batch_norm`` what is frozen of a norm.
+
         Parameters
         ----------
         head : {"shared", "multi", "expanding"}
@@ -217,12 +219,18 @@ class Strategy:
         hyper : mapping of str to float or str
             The hyperparameters, but for the share of ranked filters.
         masks : callable
-            The ranked filters to freeze; for those that freeze some.
+            The ranked filters to freeze, and their order.
         batch_norm : {"full", "affine", "none"}
-            What is frozen of a frozen filter's BatchNorm; likewise.
+            What is frozen of a frozen filter's BatchNorm.
         """
-        del masks, batch_norm
-        return cls(head, **cast(dict[str, Any], hyper))
+        given = {"ranking": masks, "batch_norm": batch_norm}
+        about = {name: given[name] for name in cls.built_of()}
+        return cls(head, **cast(dict[str, Any], hyper), **cast(dict[str, Any], about))
+
+    @classmethod
+    def built_of(cls) -> set[str]:
+        """Return what it is built of besides its hyperparameters: ``ranking``, ``batch_norm``."""
+        return {entry.name for entry in fields(cls)} & {"ranking", "batch_norm"}
 
     def as_twin(self, twin: str) -> Self:
         """Return the control in which something else takes the explanation's place.

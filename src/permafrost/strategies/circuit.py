@@ -3,15 +3,15 @@
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Self, cast
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from permafrost.freezing import BatchNormFreeze, frozen_weights, plain_copy
-from permafrost.hyper import Allowed, Value
-from permafrost.models import Head, TaskNetwork
+from permafrost.freezing import frozen_weights, plain_copy
+from permafrost.hyper import Allowed
+from permafrost.models import TaskNetwork
 from permafrost.models.channels import Channels, read_by, trace_channels
 from permafrost.ranking.layer_shares import circuit_sizes
 from permafrost.strategies.base import (
@@ -82,18 +82,6 @@ class Circuit(Sized):
     twins: ClassVar[tuple[str, ...]] = (CHANCE, *SHARE_TWINS)
     step_cost: ClassVar[float] = 1.1
     remark: ClassVar[str] = "needs the task's identity"
-
-    @classmethod
-    def build(
-        cls,
-        head: Head,
-        hyper: Mapping[str, Value],
-        masks: FilterRanking,
-        batch_norm: BatchNormFreeze,
-    ) -> Self:
-        """Make the strategy."""
-        del batch_norm
-        return cls(head, ranking=masks, **cast(dict[str, Any], hyper))
 
     def phases(self, lesson: Lesson) -> list[Phase]:
         """Let the circuit of the last task relearn it, then learn the next task."""

@@ -78,6 +78,11 @@ class Composed(Strategy):
         ]
         return cls(head, *parts)
 
+    @classmethod
+    def built_of(cls) -> set[str]:
+        """Return what either is built of."""
+        return {name for made in cls.made_of for name in made.built_of()}
+
     def as_twin(self, twin: str) -> Self:
         """Return the control of the protection, beside the same companion."""
         return replace(self, twin=twin, protection=self.protection.as_twin(twin))

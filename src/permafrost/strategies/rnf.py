@@ -2,22 +2,20 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from permafrost.data import Batches
 from permafrost.evaluation.accuracy import accuracy
-from permafrost.freezing import BatchNormFreeze
-from permafrost.hyper import Allowed, Value
-from permafrost.models import Head
+from permafrost.hyper import Allowed
 from permafrost.ranking.ablation import silenced
 from permafrost.ranking.features import feature_layers
 from permafrost.ranking.method import show_images
 from permafrost.ranking.relevance import relevance_normalized
 from permafrost.ranking.weight_scores import permuted
-from permafrost.strategies.base import FilterRanking, Lesson, strategy
+from permafrost.strategies.base import Lesson, strategy
 from permafrost.strategies.freeze import FreezesFilters
 from permafrost.strategies.old_network import black_image
 from permafrost.strategies.sized import CHANCE
@@ -50,18 +48,6 @@ class Rnf(FreezesFilters):
 
     hyper: ClassVar[dict[str, Allowed]] = {"margin": (0, 1)}
     twins: ClassVar[tuple[str, ...]] = (CHANCE,)
-
-    @classmethod
-    def build(
-        cls,
-        head: Head,
-        hyper: Mapping[str, Value],
-        masks: FilterRanking,
-        batch_norm: BatchNormFreeze,
-    ) -> Self:
-        """Make the strategy; it ranks by itself."""
-        del masks
-        return cls(head, float(hyper["margin"]), batch_norm=batch_norm)
 
     def choose(self, lesson: Lesson) -> dict[str, Tensor]:
         """Return the filters that the task cannot do without; in a twin as many others."""

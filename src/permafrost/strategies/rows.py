@@ -1,14 +1,11 @@
 """Frozen filters, as many of each layer as an explanation says."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Self, cast
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor
 
-from permafrost.freezing import BatchNormFreeze
-from permafrost.models import Head
 from permafrost.strategies.base import (
     FilterRanking,
     Lesson,
@@ -37,17 +34,6 @@ class Rows(Sized, FreezesFilters):
 
     ranks: ClassVar[bool] = True
     twins: ClassVar[tuple[str, ...]] = (CHANCE, *SHARE_TWINS)
-
-    @classmethod
-    def build(
-        cls,
-        head: Head,
-        hyper: Mapping[str, Any],
-        masks: FilterRanking,
-        batch_norm: BatchNormFreeze,
-    ) -> Self:
-        """Make the strategy."""
-        return cls(head, ranking=masks, batch_norm=batch_norm, **cast(dict[str, Any], hyper))
 
     def choose(self, lesson: Lesson) -> dict[str, Tensor]:
         """Return the filters to freeze, and those that are frozen."""

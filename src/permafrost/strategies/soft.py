@@ -3,14 +3,13 @@
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import ClassVar, Self
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from permafrost.freezing import BatchNormFreeze
-from permafrost.hyper import Allowed, Value
-from permafrost.models import Head, TaskNetwork
+from permafrost.hyper import Allowed
+from permafrost.models import TaskNetwork
 from permafrost.models.channels import Channels, read_by, trace_channels
 from permafrost.ranking.weight_scores import permuted
 from permafrost.strategies.base import (
@@ -58,18 +57,6 @@ class Soft(Strategy):
     twins: ClassVar[tuple[str, ...]] = (CHANCE, EQUAL)
     explained_by: ClassVar[str | None] = "exponent"
     step_cost: ClassVar[float] = 1.1
-
-    @classmethod
-    def build(
-        cls,
-        head: Head,
-        hyper: Mapping[str, Value],
-        masks: FilterRanking,
-        batch_norm: BatchNormFreeze,
-    ) -> Self:
-        """Make the strategy."""
-        del batch_norm
-        return cls(head, float(hyper["exponent"]), ranking=masks)
 
     @contextmanager
     def while_learning(self, lesson: Lesson, phase: Phase) -> Iterator[Guard]:
