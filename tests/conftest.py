@@ -21,6 +21,7 @@ from permafrost.runs.store import RunStore
 from permafrost.strategies import (
     INTEGRAL,
     Afc,
+    AfcRanked,
     Circuit,
     CircuitLwf,
     CriticalLayer,
@@ -245,6 +246,7 @@ def make_strategy(half_masks):
             "rrr": lambda: Rrr(head, 10.0),
             "lwm": lambda: Lwm(head, 0.7, 2.0, 0.5),
             "afc": lambda: Afc(head, 0.7, 2.0, 0.5),
+            "afc_ranked": lambda: AfcRanked(head, 0.7, 2.0, 0.5, ranking=RANKING),
             "freeze_ewc": lambda: FreezeEwc(head, Freeze(head, masks), Ewc(head, 30.0)),
             "freeze_lwf": lambda: FreezeLwf(head, Freeze(head, masks), Lwf(head, 0.7, 2.0)),
             "rows": lambda: Rows(head, 0.3, ranking=RANKING),

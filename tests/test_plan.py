@@ -9,6 +9,9 @@ from permafrost.runs.spec import RunSpec
 from permafrost.strategies import STRATEGIES
 from small_runs import FINETUNE, FREEZE, LWF, chosen_for, make_joint, make_params
 
+# They rank filters without a share of them.
+RANKED = ("rows", "circuit", "soft", "circuit_lwf", "soft_lwf", "afc_ranked")
+
 
 def count(specs, **wanted):
     return sum(all(getattr(spec, k) == v for k, v in wanted.items()) for spec in specs)
@@ -81,7 +84,7 @@ def test_the_cells_of_the_other_methods():
         mine = chosen[spec.head].get(spec.strategy, {})
         assert spec.hyperparameters == mine
         freezes = spec.strategy in ("freeze_ewc", "freeze_lwf")
-        ranks = freezes or spec.strategy in ("rows", "circuit", "soft", "circuit_lwf", "soft_lwf")
+        ranks = freezes or spec.strategy in RANKED
         assert spec.metric == ("random" if ranks else None)
         assert spec.pct == (chosen[spec.head]["freeze"]["pct"] if freezes else None)
         one = method_run(params, spec.strategy, spec.seed, spec.head, chosen[spec.head])
@@ -135,6 +138,7 @@ def planned(strategies, metric="taylor", **tune):
         ("circuit_lwf", ["chance", "magnitude", "depth", "untrained"]),
         ("lwm", ["chance"]),
         ("afc", ["chance", "equal"]),
+        ("afc_ranked", ["chance", "equal"]),
         ("rnf", ["chance"]),
         ("rrr", ["chance", "images"]),
     ],

@@ -9,12 +9,12 @@ from captum.attr import LayerGradCam
 from torch import nn
 from torch.nn import functional as F
 
-from lessons import HEADS, SGD, all_images, learn, make_lesson, one_batch, random
+from lessons import HEADS, RANKING, SGD, all_images, learn, make_lesson, one_batch, random
 from permafrost.explain import activations as explain_activations
 from permafrost.explain.activations import block_ends, deepest_of_size
 from permafrost.models import build_network
 from permafrost.ranking.features import feature_layers
-from permafrost.strategies import Afc, Keep, Lwf, Lwm, Phase, Replay, Rrr, afc, lwm, rrr
+from permafrost.strategies import Afc, AfcRanked, Keep, Lwf, Lwm, Phase, Replay, Rrr, afc, lwm, rrr
 from permafrost.strategies.old_heads import old_logits
 from permafrost.strategies.old_network import old_network_memory
 from permafrost.strategies.rrr import explained_buffer_memory
@@ -383,6 +383,14 @@ def test_twins_of_rrr_keep_their_own(make_network, make_sequence, keep, twin):
             more = len(its[f"{task}/images"]) - len(mine[f"{task}/images"])
             assert more == mine["0/maps"].nbytes // (3 * 32 * 32)
             assert more > 0
+
+
+def test_filters_that_rank_first_weigh_most(make_network, make_sequence):
+    lesson = make_lesson(make_network(), make_sequence(), 1)
+    orders = RANKING.orders(lesson)
+    for name, weights in AfcRanked("multi", ranking=RANKING)._importance(lesson).items():
+        assert weights.argsort(descending=True).tolist() == orders[name].tolist()
+        assert float(weights.mean()) == pytest.approx(1)
 
 
 def test_twins_of_afc_weigh_by_chance_or_equally(make_network, make_sequence):

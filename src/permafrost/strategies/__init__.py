@@ -1,6 +1,6 @@
 """Strategies: how the second and later tasks are learned, one file a strategy."""
 
-from permafrost.strategies.afc import Afc
+from permafrost.strategies.afc import Afc, AfcRanked
 from permafrost.strategies.base import (
     STRATEGIES,
     FilterRanking,
@@ -41,6 +41,7 @@ __all__ = [
     "RETRAIN",
     "STRATEGIES",
     "Afc",
+    "AfcRanked",
     "Circuit",
     "CircuitLwf",
     "Composed",

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import torch
@@ -15,7 +15,7 @@ from permafrost.hyper import Allowed
 from permafrost.models import measuring
 from permafrost.ranking.features import feature_layers
 from permafrost.ranking.weight_scores import permuted
-from permafrost.strategies.base import Guard, Lesson, Memory, Phase, strategy
+from permafrost.strategies.base import FilterRanking, Guard, Lesson, Memory, Phase, strategy
 from permafrost.strategies.lwf import Lwf
 from permafrost.strategies.old_network import (
     black_image,
@@ -24,6 +24,7 @@ from permafrost.strategies.old_network import (
     safe_norm,
 )
 from permafrost.strategies.sized import CHANCE, EQUAL
+from permafrost.strategies.soft import by_rank
 from permafrost.training import Batch, part_of, recordable
 
 IMPORTANCE = "importance/"
@@ -102,7 +103,7 @@ class Afc(Lwf):
         """Add the maps' distance to LwF's loss."""
         old = old_network(lesson).view("shared", 0, 1)
         layers = _blocks(lesson)
-        kept = part_of(lesson.memory, IMPORTANCE)
+        kept = self._importance(lesson)
         weights = {name: self._weighted(kept[name], lesson, name) for name in layers}
         classes = lesson.network.classes[: lesson.learned + 1]
         factor = self.consolidation * math.sqrt(sum(classes) / classes[-1])
@@ -118,6 +119,10 @@ class Afc(Lwf):
 
             yield replace(plain, objective=objective)
 
+    def _importance(self, lesson: Lesson) -> Mapping[str, Tensor]:
+        """Return how much each filter of a block's end mattered for the tasks before."""
+        return part_of(lesson.memory, IMPORTANCE)
+
     def _weighted(self, importance: Tensor, lesson: Lesson, name: str) -> Tensor:
         """Return a layer's importances, or what a twin has in their place."""
         if self.twin == CHANCE:
@@ -130,6 +135,29 @@ class Afc(Lwf):
         """Measure how much each filter matters for the task that was learned."""
         del phase, guard
         return lesson.memory if lesson.is_last else consolidation_memory(lesson)
+
+
+@strategy("afc_ranked")
+@dataclass(frozen=True)
+class AfcRanked(Afc):
+    """Keep the maps of the filters that a criterion ranks first.
+
+    As :class:`Afc`, with a filter's place in its layer's ranking, 1 for the best to 0 for the last
+    and in means of the layer, in the place of its importance.
+
+    Attributes
+    ----------
+    ranking : callable
+        What ranks the filters.
+    """
+
+    ranking: FilterRanking = field(kw_only=True)
+
+    ranks: ClassVar[bool] = True
+
+    def _importance(self, lesson: Lesson) -> Mapping[str, Tensor]:
+        ranked = {name: by_rank(order) for name, order in self.ranking.orders(lesson).items()}
+        return {name: values / _or_one(values.mean()) for name, values in ranked.items()}
 
 
 def map_distance(
