@@ -20,6 +20,7 @@ from pydantic import (
     PlainValidator,
     Tag,
     ValidationError,
+    WithJsonSchema,
     model_validator,
 )
 from ruamel.yaml import YAML
@@ -258,8 +259,11 @@ def _hyper(value: object) -> float | str:
     raise ValueError(f"must be a finite number or a word, not {shown(value)}")
 
 
+Hyper = Annotated[
+    float | str, PlainValidator(_hyper), WithJsonSchema({"type": ["number", "string"]})
+]
 Grid = Annotated[
-    list[dict[str, Annotated[float | str, PlainValidator(_hyper)]]],
+    list[dict[str, Hyper]],
     Field(min_length=1, max_length=1000),
 ]
 

@@ -117,8 +117,8 @@ def wrong_entry(node: dict[str, Any]) -> SearchStrategy[Any]:
 
 
 def wrong(node: dict[str, Any]) -> SearchStrategy[Any]:
-    if "anyOf" in node:
-        first, *others = node["anyOf"]
+    if forms := node.get("anyOf") or node.get("oneOf"):
+        first, *others = forms
         fine = [PYTHON[other["type"]] for other in others]
         return wrong(first | {"default": None}).filter(lambda value: type(value) not in fine)
     kinds = {

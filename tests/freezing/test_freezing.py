@@ -295,7 +295,9 @@ def learn(make_network, sequence, strategy):
 def test_pct_zero_is_fine_tuning_bit_for_bit(make_network, make_sequence, same_bits, mode):
     sequence = make_sequence()
     plain, expected = learn(make_network, sequence, Finetune("shared"))
-    none = Freeze("shared", lambda lesson, frozen: full_masks(lesson.network, False), mode)
+    none = Freeze(
+        "shared", lambda lesson, frozen: full_masks(lesson.network, False), batch_norm=mode
+    )
     frozen, progress = learn(make_network, sequence, none)
     assert same_bits(plain, frozen)
     assert progress.history == expected.history
