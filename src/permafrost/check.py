@@ -56,8 +56,7 @@ def check_all() -> str:
     seeds = params.seeds if params.split.selection == "random" else params.seeds[:1]
     if _has_tasks_only(params, root):
         sequence = load_tasks(seed_file(TASKS, seeds[-1]))
-        roots = ", ".join(source.root for source in params.split.sources if source.root)
-        found = f"{roots} is not here; what it held is in {TASKS}."
+        found = f"{params.split.roots} is not here; what it held is in {TASKS}."
     else:
         sequence, found = _read_images(params, seeds, root)
     tasks = "; ".join(
@@ -97,8 +96,7 @@ def _read_images(params: Params, seeds: list[int], root: Path) -> tuple[TaskSequ
     for seed in seeds:
         sequence = make_tasks(params, seed)
     changed = note_inputs(content, weights_digest(params))
-    roots = ", ".join(source.root for source in params.split.sources if source.root)
-    told = {"sha256": (roots, "images"), "weights": (params.model.weights, "weights")}
+    told = {"sha256": (params.split.roots, "images"), "weights": (params.model.weights, "weights")}
     lines = [
         f"{path}: the {what} have changed; `dvc repro` reads them anew."
         for key, (path, what) in told.items()

@@ -154,6 +154,16 @@ class Split(_Section):
             return [Source(self.dataset, self.root)]
         return list(dict.fromkeys(task.source for task in self.tasks))
 
+    @property
+    def roots(self) -> str:
+        """Return the folders of the images, for people; empty where there are none."""
+        return ", ".join(source.root for source in self.sources if source.root)
+
+    @property
+    def datasets(self) -> str:
+        """Return the names of the data sets, each once, for people."""
+        return ", ".join(dict.fromkeys(source.dataset for source in self.sources))
+
     @model_validator(mode="after")
     def _classes_stand_once(self) -> "Split":
         if not isinstance(self.tasks, int) and self.classes is not None:

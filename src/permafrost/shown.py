@@ -28,7 +28,6 @@ def shown_training(params: Params) -> dict[str, Any]:
     """Return the parameters that MLflow shows of every training."""
     split = params.split
     unread = {"classes"} if split.named is None else {"classes_per_task", "tasks", "selection"}
-    datasets = ", ".join(dict.fromkeys(source.dataset for source in split.sources))
     if not isinstance(split.tasks, int):
         unread = {"classes_per_task", "classes", "selection"}
     tasks: dict[str, Any] = {}
@@ -39,7 +38,7 @@ def shown_training(params: Params) -> dict[str, Any]:
         tasks = {"tasks": str(about)[:_SHOWN]}
     return _dotted(
         {
-            "": {"dataset": datasets},
+            "": {"dataset": split.datasets},
             "split.": split.model_dump(exclude={"dataset", "root", "tasks"} | unread) | tasks,
             "model.": params.model.model_dump(exclude={"head"}),
             "train.": params.train.model_dump(exclude={"precision"}),

@@ -396,14 +396,14 @@ def test_filters_are_set_free_until_the_accuracy_falls(make_network, make_sequen
     learn_plainly(network, sequence)
     lesson = make_lesson(network.eval(), sequence, 1)
     scores = rnf._relevance(lesson)
-    whole = rnf._accuracy_without({}, lesson)
+    whole = rnf._silencing(lesson)({})
     kept = Rnf("multi", 0.1).choose(lesson)
     free = {name: ~mask for name, mask in kept.items()}
     every = torch.cat(list(scores.values()))
     is_free = torch.cat(list(free.values()))
     assert 0 < int(is_free.sum()) < len(every)
     assert every[is_free].max() <= every[~is_free].min()
-    assert rnf._accuracy_without(free, lesson) >= whole - 0.1
+    assert rnf._silencing(lesson)(free) >= whole - 0.1
     more = dict(
         zip(
             scores,
@@ -417,7 +417,7 @@ def test_filters_are_set_free_until_the_accuracy_falls(make_network, make_sequen
             strict=True,
         )
     )
-    assert rnf._accuracy_without(more, lesson) < whole - 0.1
+    assert rnf._silencing(lesson)(more) < whole - 0.1
     assert not torch.cat(list(Rnf("multi", 1.0).choose(lesson).values())).any()
     twin = Rnf("multi", 0.1).as_twin("chance").choose(lesson)
     assert {n: int(m.sum()) for n, m in twin.items()} == {n: int(m.sum()) for n, m in kept.items()}

@@ -137,8 +137,7 @@ def tables(rows: list[Row], params: Params, choices: dict[str, Any]) -> str:
     choices : dict
         Under each head, each method's chosen hyperparameters and trials.
     """
-    datasets = ", ".join(dict.fromkeys(source.dataset for source in params.split.sources))
-    title = f"# Results: {datasets}, profile {escape(params.profile)}"
+    title = f"# Results: {params.split.datasets}, profile {escape(params.profile)}"
     parts = [title, _preamble(params)]
     for head in params.sweep.heads:
         mine = [row for row in rows if row["head"] == head]

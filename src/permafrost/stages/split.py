@@ -54,7 +54,6 @@ def run(seed: int) -> None:
         content = images_digest(params, project_root())
         tasks = make_tasks(params, seed)
         changed = images_digest(params, project_root()) != content
-        roots = ", ".join(source.root for source in params.split.sources if source.root)
-        refuse_changed(Path(roots), "split", changed)
+        refuse_changed(Path(params.split.roots), "split", changed)
         save_tasks(seed_file(TASKS, seed), tasks)
         note_inputs(content, weights_digest(params))

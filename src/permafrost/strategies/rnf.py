@@ -1,6 +1,6 @@
 """Relevance-based Neural Freezing (Ede et al., CD-MAKE 2022)."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -51,9 +51,10 @@ class Rnf(FreezesFilters):
 
     def choose(self, lesson: Lesson) -> dict[str, Tensor]:
         """Return the filters that the task cannot do without; in a twin as many others."""
-        least = _accuracy_without({}, lesson) - self.margin
+        accuracy_without = _silencing(lesson)
+        least = accuracy_without({}) - self.margin
         for free in _ever_more(_relevance(lesson)):
-            if _accuracy_without(free, lesson) < least:
+            if accuracy_without(free) < least:
                 break
             kept = {name: ~mask for name, mask in free.items()}
         if self.twin == CHANCE:
@@ -61,12 +62,18 @@ class Rnf(FreezesFilters):
         return kept
 
 
-def _accuracy_without(free: Mapping[str, Tensor], lesson: Lesson) -> float:
+def _silencing(lesson: Lesson) -> Callable[[Mapping[str, Tensor]], float]:
+    """Return what tells the accuracy on the task learned last without some filters."""
     view, task = _view(lesson), lesson.sequence.tasks[lesson.learned - 1]
     judged = task.validation if len(task.validation) else task.train
     batches = Batches(judged, lesson.sequence.normalization, lesson.device)
-    with silenced(view, feature_layers(view, black_image(lesson)), free):
-        return accuracy(view, batches, len(task.classes)).overall
+    layers = feature_layers(view, black_image(lesson))
+
+    def accuracy_without(free: Mapping[str, Tensor]) -> float:
+        with silenced(view, layers, free):
+            return accuracy(view, batches, len(task.classes)).overall
+
+    return accuracy_without
 
 
 def _view(lesson: Lesson) -> nn.Module:
