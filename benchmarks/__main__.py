@@ -33,6 +33,7 @@ def main() -> None:
     training = measure.measure(jobs.training_jobs(device), ROUNDS)
     methods = measure.measure([*jobs.strategy_jobs(device), jobs.fisher_job(device)], ROUNDS)
     fullgrad = measure.measure(jobs.fullgrad_jobs(device), ROUNDS)
+    criteria = measure.measure(jobs.criteria_jobs(device), ROUNDS)
     layers = measure.measure(jobs.visualize_jobs(device), ROUNDS)
     rank, data, evaluation = measure.measure(
         [jobs.rank_job(), jobs.data_job(device), jobs.evaluation_job(device)], ROUNDS
@@ -41,7 +42,7 @@ def main() -> None:
         "visualise every filter of VGG16-BN", [(1, layer) for layer in layers], "5x"
     )
     deepest = jobs.whole("visualise the deepest block", [(1, layer) for layer in layers[-3:]], "8x")
-    results = [*training, *methods, *fullgrad, pictures, deepest, rank, data]
+    results = [*training, *methods, *fullgrad, *criteria, pictures, deepest, rank, data]
     for precision in dict.fromkeys(["float32", resolve_precision("auto", device)]):
         results.append(_paper(precision, training, fullgrad[0], pictures, rank, data, evaluation))
     with workflow_jobs() as nothing_to_do:

@@ -14,7 +14,8 @@ from permafrost.data import Batches, LabeledImages, Normalization, Task, TaskSeq
 from permafrost.explain import conv_layers, fullgrad, start_image, visualize_filters
 from permafrost.freezing import frozen_filters
 from permafrost.models import TaskNetwork, build_network
-from permafrost.ranking import METRICS, evaluate_metric
+from permafrost.ranking import METRICS, RESPONSES, evaluate_metric, filter_responses
+from permafrost.ranking.criteria import RESPONSE
 from permafrost.strategies import STRATEGIES, Keep, Lesson, common_parameters
 from permafrost.strategies.fisher import fisher_diagonal
 from permafrost.strategies.path_integral import INTEGRAL
@@ -255,6 +256,35 @@ def fullgrad_jobs(device: torch.device) -> list[Job]:
         Job("FullGrad, an image, against a bare pass", run_ours, run_bare,
             their_units=BATCH, target="0.71x", **units),
     ]  # fmt: skip
+
+
+def criteria_jobs(device: torch.device) -> list[Job]:
+    """Return the criteria that look at images, at a quarter of the width, against a bare pass.
+
+    Responses are taken together, a network criterion by itself.
+    """
+    model = network(0.25).to(device).view("shared", 0, 1).eval()
+    batch = random_batch(device)
+    shown, maps = [(batch.images, batch.labels)], torch.rand(CLASSES, SIZE, SIZE, device=device)
+    responses = [name for name, found in RESPONSES.items() if found.looks_at == RESPONSE]
+    groups = {f"all {len(responses)} response criteria": responses}
+    groups |= {f"criterion {name}": [name] for name in RESPONSES if name not in responses}
+
+    def run_bare() -> None:
+        x = batch.images.clone().requires_grad_()
+        torch.autograd.grad(cross_entropy(model, replace(batch, images=x))[0], x)
+
+    return [
+        Job(
+            f"{about}, an image, against a bare pass",
+            lambda names=names: filter_responses(model, shown, CLASSES, names, maps),
+            run_bare,
+            units=BATCH,
+            their_units=BATCH,
+            target="0.33x" if len(names) > 1 else "",
+        )
+        for about, names in groups.items()
+    ]
 
 
 def visualize_jobs(device: torch.device) -> list[Job]:

@@ -48,7 +48,7 @@ def test_full_disk(tally, rounds, undisturbed, tmp_path):
         tally("disk full in some stage of dvc repro") as fault,
     ):
         draw = random.Random(0)
-        count = rounds(1, 20)
+        count = rounds(1, 10)
         for index in range(count):
             project = WatchedProject(disk / "project")
             # From nearly none to nearly all that it needs.

@@ -40,7 +40,7 @@ def plan(count: int, seconds: float, ways: Sequence) -> list[tuple]:
 
 def test_kill_over_a_whole_run(tally, rounds, undisturbed, tmp_path):
     with tally("kill -9 at a random moment of dvc repro") as fault:
-        for how, moment in plan(rounds(1, 30), undisturbed.seconds, HOW):
+        for how, moment in plan(rounds(1, 12), undisturbed.seconds, HOW):
             with fault.trial(f"{how}, after {moment:.1f} s"):
                 project = _killed(lambda: WatchedProject(tmp_path / "project"), how, moment)
                 fault.lost(check_recovered(project, undisturbed, trainings=2))
@@ -54,7 +54,7 @@ def test_kill_over_the_sweep(tally, rounds, undisturbed, before_sweep, tmp_path)
     seconds = time.monotonic() - began
     assert whole.bits() == undisturbed.bits
     with tally("kill -9 at a random moment of the sweep, 2 workers") as fault:
-        for how, moment in plan(rounds(2, 32), seconds, ("a worker", *HOW)):
+        for how, moment in plan(rounds(2, 16), seconds, ("a worker", *HOW)):
             with fault.trial(f"{how}, after {moment:.1f} s"):
                 project = _killed(lambda: before_sweep.copy(tmp_path / "project"), how, moment)
                 fault.lost(check_recovered(project, undisturbed, trainings=2))
@@ -120,7 +120,7 @@ def test_stop_at_any_moment(tally, rounds, undisturbed, tmp_path):
     """SIGTERM and Ctrl-C to all processes, and SIGTERM to DVC alone, which tells nobody."""
     ways = (signal.SIGINT, signal.SIGTERM, None)
     with tally("SIGTERM or SIGINT at a random moment of dvc repro") as fault:
-        for way, moment in plan(rounds(1, 9), undisturbed.seconds, ways):
+        for way, moment in plan(rounds(1, 6), undisturbed.seconds, ways):
             with fault.trial(f"{way}, after {moment:.1f} s"):
                 project, process = _under_way(tmp_path / "project", moment)
                 _stop(fault, project, process, way, rounds(30, 12))  # SIGALRM comes after ten

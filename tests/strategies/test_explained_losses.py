@@ -11,10 +11,12 @@ from torch.nn import functional as F
 
 from lessons import HEADS, RANKING, SGD, all_images, learn, make_lesson, one_batch, random
 from permafrost.explain import activations as explain_activations
+from permafrost.explain import fullgrad, input_x_gradient
 from permafrost.explain.activations import block_ends, deepest_of_size
 from permafrost.models import build_network
 from permafrost.ranking.features import feature_layers
 from permafrost.strategies import Afc, AfcRanked, Keep, Lwf, Lwm, Phase, Replay, Rrr, afc, lwm, rrr
+from permafrost.strategies.lwm import Maps
 from permafrost.strategies.old_heads import old_logits
 from permafrost.strategies.old_network import old_network_memory
 from permafrost.strategies.rrr import explained_buffer_memory
@@ -23,6 +25,8 @@ CLOSE = {"rtol": 1e-8, "atol": 1e-11}
 # Each method with its strength at 1 and at 0, and the field of its strength.
 METHODS = {
     "lwm": (Lwm, {"weight": 0.7}, "attention"),
+    "lwm by input": (Lwm, {"weight": 0.7, "maps": "input_x_gradient"}, "attention"),
+    "lwm by fullgrad": (Lwm, {"weight": 0.7, "maps": "fullgrad"}, "attention"),
     "afc": (Afc, {"weight": 0.7}, "consolidation"),
     "rrr": (Rrr, {}, "reasons"),
 }
@@ -64,7 +68,10 @@ def make(name, head="multi", strength=1.0):
 @pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("name", METHODS)
 def test_gradients_are_those_of_finite_differences(make_lesson_of, name, head):
-    """In every direction that was tried, of all weights at once; maps are taken in eval mode."""
+    """In every direction that was tried, of all weights at once; maps are taken in eval mode.
+
+    The steps are small: a gradient with respect to the image jumps where a ReLU changes its side.
+    """
     strategy = make(name, head, strength=3.0)
     if name != "rrr":
         strategy = replace(strategy, weight=0.0)  # LwF's recorded answers are float32
@@ -85,7 +92,7 @@ def test_gradients_are_those_of_finite_differences(make_lesson_of, name, head):
         gradients = torch.autograd.grad(loss(), parameters, allow_unused=True)
         draw = random(9)
         for _ in range(3):
-            step = [torch.randn(p.shape, generator=draw, dtype=p.dtype) * 1e-7 for p in parameters]
+            step = [torch.randn(p.shape, generator=draw, dtype=p.dtype) * 1e-9 for p in parameters]
             slopes = [(g * s).sum() for g, s in zip(gradients, step, strict=True) if g is not None]
             ends = []
             for sign in (1, -1):
@@ -121,9 +128,8 @@ def test_strength_moves_weights(make_network, make_sequence, monkeypatch, name):
     if name == "afc":
         monkeypatch.setattr(afc, "map_distance", lambda *maps: torch.zeros(()))
     else:
-        real = explain_activations.attention
-        module = {"lwm": lwm, "rrr": rrr}[name]
-        monkeypatch.setattr(module, "attention", lambda *given: real(*given).detach())
+        real = Maps.of
+        monkeypatch.setattr(Maps, "of", lambda *given: real(*given).detach())
     assert torch.equal(plain[first], train(10.0)[first])
 
 
@@ -145,22 +151,51 @@ def naive_grad_cam(network, lesson, layer, image, chosen):
     place = [name for name, _ in view.features.named_children()].index(layer.split(".")[1])
     relu = next(m for m in list(view.features)[place:] if isinstance(m, nn.ReLU))
 
-    class Old(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.body = view[:-1]
-
-        def forward(self, images):
-            embedding = self.body(images)
-            return torch.cat(old_logits(network, lesson.head, lesson.learned, embedding), dim=1)
-
     for module in view.modules():
         if isinstance(module, nn.ReLU):
             module.inplace = False
-    found = LayerGradCam(Old().eval(), relu).attribute(
+    found = LayerGradCam(OldHeads(network, lesson).eval(), relu).attribute(
         image[None], target=chosen, relu_attributions=True
     )
     return found[0, 0].detach()
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize(("how", "explain"), [("input", input_x_gradient), ("fullgrad", fullgrad)])
+def test_lwm_compares_other_methods_maps(make_lesson_of, head, how, explain):
+    strategy = make(f"lwm by {how}", head, strength=2.0)
+    lesson = make_lesson_of(Lwm, head)
+    old = lwm.old_network(lesson)
+    with strategy.while_learning(lesson, Phase(2, 1)) as guard:
+        batch = batch_of(lesson, guard)
+        view = lesson.view(2).eval()
+        loss = guard.objective(view, batch)[0]
+        with Lwf(head, weight=0.7).while_learning(lesson, Phase(2, 1)) as plain:
+            expected = plain.objective(view, batch)[0]
+    before, after = OldHeads(old, lesson), OldHeads(lesson.network, lesson)
+    answered = before(batch.images).argmax(1)
+    units = [F.normalize(explain(m, batch.images, answered).flatten(1)) for m in (after, before)]
+    distance = (units[0] - units[1]).abs().sum(1).mean()
+    assert distance > 0
+    torch.testing.assert_close(loss, expected + 2.0 * distance, **CLOSE)
+
+
+class OldHeads(nn.Module):
+    """A network that answers for the old classes."""
+
+    def __init__(self, network, lesson):
+        super().__init__()
+        self.network, self.lesson = network, lesson
+        self.body = network.view("shared", 0, 1)[:-1]
+
+    def forward(self, images):
+        head, learned = self.lesson.head, self.lesson.learned
+        return torch.cat(old_logits(self.network, head, learned, self.body(images)), dim=1)
+
+
+def test_maps_without_weights_of_channels_have_no_twin_by_chance():
+    for maps, twins in (("gradcam", ("chance",)), ("fullgrad", ()), ("input_x_gradient", ())):
+        assert Lwm.controls(Lwm.defaults() | {"maps": maps}) == twins
 
 
 @pytest.mark.parametrize("head", HEADS)
@@ -331,13 +366,13 @@ def test_networks_that_write_in_place_learn(make_sequence, arch, name):
 def test_maps_do_not_depend_on_what_training_computes_in(make_lesson_of):
     """Stored and new maps of a network that has not moved are equal, also in bfloat16."""
     lesson = make_lesson_of(Rrr)
-    network = lesson.network.float()
+    lesson.network.float()
     memory = rrr.explained_buffer_memory(replace(lesson, learned=0))
-    layer = lwm.attention_layer(lesson, network)
+    maps = rrr.grad_cam(lesson, by_chance=False)
     (kept,) = rrr.buffers(lesson, memory, [0])
     images, labels = next(kept.ordered(64))
     with torch.autocast("cpu", torch.bfloat16):
-        now = rrr.true_class_maps(lesson, layer, 0, images, labels)
+        now = rrr.true_class_maps(lesson, maps, 0, images, labels)
     assert now.any()
     assert torch.equal(now, memory["0/maps"])
 

@@ -395,6 +395,34 @@ def _backpropagate(
     return Decomposition(check_maps(terms.maps), terms.errors(chosen.detach()))
 
 
+def fullgrad_with_graph(answer: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+    """Compute FullGrad maps that a loss can be made of: its gradient flows into the weights.
+
+    Parameters
+    ----------
+    answer
+        Gives one logit of each image, (N,), of a network in eval mode, from images (N, 3, H, W).
+        Biases are taken from what runs, as in `fullgrad`; a parameter that a ``forward`` adds
+        itself is left out.
+    images
+        (N, 3, H, W), normalised.
+
+    Returns
+    -------
+    Tensor
+        (N, H, W), 0 or more, not rescaled, as the reading "layer" lays them out; nothing is
+        checked, so that no GPU is waited for.
+    """
+    x = images.detach().clone().requires_grad_()
+    terms = _Terms(images, "layer")
+    with torch.enable_grad():
+        with _BiasTerms(terms):
+            logits = answer(x.clone())
+        (gradient,) = torch.autograd.grad(logits.sum(), x, create_graph=True)
+        terms.add_input(gradient * x.detach())
+    return terms.maps
+
+
 @contextmanager
 def _constant_parameters(model: nn.Module) -> Iterator[None]:
     """Within the block no parameter asks for a gradient: what does depends on the images."""
@@ -512,7 +540,7 @@ def _overlay(values: Tensor, size: torch.Size, reading: Reading) -> Tensor:
     low, high = values.amin(dims, keepdim=True), values.amax(dims, keepdim=True)
     span = high - low + eps
     # Shifted before it is summed: the sum of large equal values would lose what sets them apart.
-    shifted = values.sub_(low)
+    shifted = values - low if values.requires_grad else values.sub_(low)
     if together:  # one factor for all channels
         summed = shifted.sum(dim=1, keepdim=True) / span
     else:

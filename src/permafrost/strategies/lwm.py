@@ -1,8 +1,9 @@
 """Learning without Memorizing (Dhar, Singh, Peng, Wu & Chellappa, CVPR 2019)."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import ClassVar, cast
 
 import torch
@@ -13,7 +14,8 @@ from permafrost.explain.activations import (
     attention,
     deepest_of_size,
 )
-from permafrost.hyper import Allowed
+from permafrost.explain.fullgrad import fullgrad_with_graph
+from permafrost.hyper import Allowed, Value
 from permafrost.models import TaskNetwork
 from permafrost.models.scopes import evaluating, float32_as
 from permafrost.ranking.features import feature_layers
@@ -47,7 +49,7 @@ class Lwm(Lwf):
     too few. Maps are made in eval mode. The paper gives no γ.
 
     Its twin by chance gives every channel another one's weight in the maps, in both networks the
-    same. Without the maps, γ 0, it is LwF.
+    same; maps without such weights have none. Without the maps, γ 0, it is LwF.
 
     FACIL's implementation makes its maps without a graph, so that γ moves no weight there, and
     divides each position by its own size.
@@ -56,12 +58,20 @@ class Lwm(Lwf):
     ----------
     attention : float
         γ.
+    maps : {"gradcam", "input_x_gradient", "fullgrad"}
+        What takes the place of Grad-CAM's maps: Σ over colours of |x ⊙ ∇ₓf|, or FullGrad's, both of
+        the image's size. γ has another scale with each.
     """
 
     attention: float = 1.0
+    maps: str = "gradcam"
 
     knowledge = old_network_memory
-    hyper: ClassVar[dict[str, Allowed]] = {**Lwf.hyper, "attention": (0, 1e6)}
+    hyper: ClassVar[dict[str, Allowed]] = {
+        **Lwf.hyper,
+        "attention": (0, 1e6),
+        "maps": ("gradcam", "input_x_gradient", "fullgrad"),
+    }
     twins: ClassVar[tuple[str, ...]] = (CHANCE,)
     explained_by: ClassVar[str | None] = "attention"
     step_cost: ClassVar[float] = 2.5
@@ -72,17 +82,23 @@ class Lwm(Lwf):
         old = old_network(lesson)
         layer = attention_layer(lesson, old)
         order = channel_order(lesson, layer) if self.twin == CHANCE else None
+        explain = partial(class_maps, lesson, Maps(self.maps, layer, order))
         with super().while_learning(lesson, phase) as plain:
 
             @recordable
             def objective(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
                 loss, logits, labels = plain.objective(model, batch)
-                before, answered = class_maps(old, lesson, layer, batch.images, order=order)
-                now, _ = class_maps(lesson.network, lesson, layer, batch.images, answered, order)
+                before, answered = explain(old, batch.images)
+                now, _ = explain(lesson.network, batch.images, answered)
                 apart = map_distance(now, before.detach())
                 return loss + self.attention * apart, logits, labels
 
             yield replace(plain, objective=objective)
+
+    @classmethod
+    def controls(cls, hyper: Mapping[str, Value]) -> tuple[str, ...]:
+        """Return no twin by chance where the maps weight no channels."""
+        return super().controls(hyper) if hyper["maps"] == "gradcam" else ()
 
     def after_phase(self, lesson: Lesson, phase: Phase, guard: Guard) -> Memory:
         """Keep the network that has learned the task."""
@@ -105,39 +121,69 @@ def channel_order(lesson: Lesson, layer: dict[str, str]) -> Tensor:
     return permuted(torch.arange(len(weight)), lesson.seed, "attention").to(lesson.device)
 
 
+@dataclass(frozen=True)
+class Maps:
+    """How maps are made that a loss can be made of.
+
+    Attributes
+    ----------
+    method : {"gradcam", "input_x_gradient", "fullgrad"}
+        As for :class:`Lwm`.
+    layer : dict of str to str
+        Whose maps Grad-CAM weights, as :func:`attention_layer` gives it.
+    order : Tensor of int64, shape (K,), or None
+        As for :func:`attention`.
+    """
+
+    method: str
+    layer: dict[str, str]
+    order: Tensor | None = None
+
+    def of(self, view: nn.Module, answer: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+        """Return maps (N, h, w), with a graph, of the logit that each image's answer is."""
+        with explained_pass(view, self.layer) as found:
+            if self.method == "fullgrad":
+                return fullgrad_with_graph(answer, images)
+            if self.method == "input_x_gradient":
+                x = images.detach().clone().requires_grad_()
+                (gradient,) = torch.autograd.grad(answer(x.clone()).sum(), x, create_graph=True)
+                return (gradient * x.detach()).abs().sum(1)
+            chosen = answer(images)
+            (activation,) = found.values()
+            return attention(activation, chosen, self.order)
+
+
 def class_maps(
-    network: TaskNetwork,
-    lesson: Lesson,
-    layer: dict[str, str],
-    images: Tensor,
-    chosen: Tensor | None = None,
-    order: Tensor | None = None,
+    lesson: Lesson, maps: Maps, network: TaskNetwork, images: Tensor, chosen: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Return Grad-CAM maps (N, h, w) of an old class each, with a graph, and which class it is.
+    """Return maps (N, h, w) of an old class each, with a graph, and which class it is.
 
     Parameters
     ----------
-    network : TaskNetwork
-        Run in eval mode.
     lesson : Lesson
         Says which classes are old.
-    layer : dict of str to str
-        As :func:`attention_layer` gives it.
+    maps : Maps
+        How they are made.
+    network : TaskNetwork
+        Run in eval mode.
     images : Tensor, shape (N, 3, H, W)
         To be explained.
     chosen : Tensor of int64, shape (N,), optional
         Which of the old classes, over all old heads; by default the one that is answered with.
-    order : Tensor of int64, shape (K,), optional
-        As for :func:`attention`.
     """
     view = cast(nn.Sequential, network.view("shared", 0, 1))
-    with explained_pass(view, layer) as found:
+    answered = chosen
+
+    def answer(images: Tensor) -> Tensor:
+        nonlocal answered
         embedding = view[:-1](images)
         logits = torch.cat(old_logits(network, lesson.head, lesson.learned, embedding), dim=1)
-        if chosen is None:
-            chosen = logits.argmax(1)
-        (activation,) = found.values()
-        return attention(activation, picked(logits, chosen), order), chosen
+        answered = logits.argmax(1) if answered is None else answered
+        return picked(logits, answered)
+
+    found = maps.of(view, answer, images)
+    assert answered is not None
+    return found, answered
 
 
 @contextmanager

@@ -8,10 +8,9 @@ from typing import ClassVar, cast
 import torch
 from torch import Tensor, nn
 
-from permafrost.explain.activations import attention
 from permafrost.hyper import Allowed
 from permafrost.strategies.base import Guard, Lesson, Memory, Phase, strategy
-from permafrost.strategies.lwm import attention_layer, channel_order, explained_pass, picked
+from permafrost.strategies.lwm import Maps, attention_layer, channel_order, picked
 from permafrost.strategies.old_heads import head_logits
 from permafrost.strategies.replay import Replay, buffer_memory, buffers
 from permafrost.strategies.sized import CHANCE
@@ -26,32 +25,33 @@ def explained_buffer_memory(lesson: Lesson) -> Memory:
 def with_maps(lesson: Lesson, memory: Memory, task: int, *, by_chance: bool = False) -> Memory:
     """Return a memory with the maps of a task's images as the network sees them now."""
     (own,) = buffers(lesson, memory, [task])
-    layer = attention_layer(lesson, lesson.network)
-    order = channel_order(lesson, layer) if by_chance else None
-    maps = [
-        true_class_maps(lesson, layer, task, images, labels, order).detach().cpu()
+    maps = grad_cam(lesson, by_chance=by_chance)
+    made = [
+        true_class_maps(lesson, maps, task, images, labels).detach().cpu()
         for images, labels in own.ordered(64)
     ]
-    return memory | {f"{task}/maps": torch.cat(maps)}
+    return memory | {f"{task}/maps": torch.cat(made)}
+
+
+def grad_cam(lesson: Lesson, *, by_chance: bool) -> Maps:
+    """Return how maps are made, by chance with each channel's weight given to another."""
+    layer = attention_layer(lesson, lesson.network)
+    return Maps("gradcam", layer, channel_order(lesson, layer) if by_chance else None)
 
 
 def true_class_maps(
-    lesson: Lesson,
-    layer: dict[str, str],
-    task: int,
-    images: Tensor,
-    labels: Tensor,
-    order: Tensor | None = None,
+    lesson: Lesson, maps: Maps, task: int, images: Tensor, labels: Tensor
 ) -> Tensor:
-    """Return Grad-CAM maps (N, h, w) of images' true classes, with a graph; labels count from 0."""
+    """Return maps (N, h, w) of images' true classes, with a graph; labels count from 0."""
     network = lesson.network
     view = cast(nn.Sequential, network.view("shared", 0, 1))
-    with explained_pass(view, layer) as found:
+
+    def answer(images: Tensor) -> Tensor:
         embedding = view[:-1](images)
         logits = head_logits(network, lesson.head, task, lesson.learned + 1, embedding)
-        chosen = labels + network.label_offset(lesson.head, task)
-        (activation,) = found.values()
-        return attention(activation, picked(logits, chosen), order)
+        return picked(logits, labels + network.label_offset(lesson.head, task))
+
+    return maps.of(view, answer, images)
 
 
 IMAGES = "images"
@@ -102,8 +102,7 @@ class Rrr(Replay):
         tasks = range(lesson.learned)
         owned = buffers(lesson, lesson.memory, tasks)
         stored = [lesson.memory[f"{task}/maps"].to(lesson.device) for task in tasks]
-        layer = attention_layer(lesson, lesson.network)
-        order = channel_order(lesson, layer) if self.twin == CHANCE else None
+        maps = grad_cam(lesson, by_chance=self.twin == CHANCE)
         with super().while_learning(lesson, phase) as plain:
             assert plain.draw is not None
             replayed = plain.draw
@@ -112,8 +111,8 @@ class Rrr(Replay):
                 drawn = replayed(batch)
                 positions = drawn[2::3]
                 clean = [buffer.at(chosen) for buffer, chosen in zip(owned, positions, strict=True)]
-                maps = [kept[chosen] for kept, chosen in zip(stored, positions, strict=True)]
-                return (*drawn, *clean, *maps)
+                reasons = [kept[chosen] for kept, chosen in zip(stored, positions, strict=True)]
+                return (*drawn, *clean, *reasons)
 
             @recordable
             def objective(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
@@ -122,7 +121,7 @@ class Rrr(Replay):
                 clean, kept = batch.drawn[count : count + len(tasks)], batch.drawn[-len(tasks) :]
                 loss, logits, labels = plain.objective(model, replay)
                 apart = [
-                    (true_class_maps(lesson, layer, task, clean[task], right, order) - kept[task])
+                    (true_class_maps(lesson, maps, task, clean[task], right) - kept[task])
                     .abs()
                     .mean()
                     for task, right in enumerate(replay.drawn[1::3])
