@@ -21,8 +21,8 @@ class Edges(Sized, PackNet):
     """Give each task the weights that its answers depend on, as many of each layer as these say.
 
     As :class:`~permafrost.strategies.packnet.PackNet`, but for which weights a task keeps: of each
-    convolution the part that ``shares`` says, of a shared head the part ``share``, in both the best
-    by ``by``. Before the first task's weights are retrained, those of each layer are scaled to the
+    convolution the part that ``shares`` says, but as many weights as it has filters at least, of a
+    shared head the part ``share``, in both the best by ``by``. Before the first task's weights are retrained, those of each layer are scaled to the
     norm that the layer had, and the BatchNorm's statistics with them: behind a norm this changes no
     answer, while smaller weights would learn faster. Later tasks' weights stand beside others that
     are fixed, and stay as they are. By magnitude with uniform shares it is PackNet with scaled
@@ -59,10 +59,12 @@ class Edges(Sized, PackNet):
     ) -> tuple[Mapping[str, Tensor], dict[str, int]]:
         free = {name.removesuffix(".weight"): o == lesson.learned for name, o in owners.items()}
         shares = self.layer_shares(lesson, free)
-        kept = {
-            name: round(shares.get(name.removesuffix(".weight"), self.part(lesson)) * o.numel())
-            for name, o in owners.items()
-        }
+        kept = {}
+        for name, owner in owners.items():
+            share = shares.get(name.removesuffix(".weight"), self.part(lesson))
+            # A layer without any weight would answer nothing: it has one for each filter.
+            wanted = max(len(owner), round(share * owner.numel()))
+            kept[name] = min(wanted, int((owner == lesson.learned).sum()))
         scores = {name: weight.detach().abs() for name, weight in packed.items()}
         if self.by == "score":
             found = weight_scores(lesson, CHANCE if self.twin == CHANCE else None)
