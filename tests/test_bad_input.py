@@ -67,7 +67,7 @@ def test_missing_params_file(clone: Project) -> None:
 
 
 def test_unknown_profile(clone: Project) -> None:
-    known = "demo, methods, paper, photos, resnet-digits, sequence, split-digits, tables"
+    known = "demo, methods, paper, photos, resnet-digits, sequence, split-digits, study, tables"
     assert known in refusal("profile", "papers")
 
 

@@ -175,5 +175,5 @@ def test_what_is_not_explained_has_no_twin():
         "depth",
         "untrained",
     ]
-    idle = {"weight": 1.0, "temperature": 2.0, "attention": 0.0}
+    idle = {"weight": 1.0, "temperature": 2.0, "attention": 0.0, "maps": "gradcam"}
     assert [run.twin for run in planned(["lwm"], lwm=[idle])] == [None]
