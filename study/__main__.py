@@ -67,11 +67,11 @@ def run_piece(piece: dict[str, Any], seed: int, root: Path) -> list[dict[str, An
     target = piece.get("target", "sweep")
     for command in (["permafrost", "check"], ["dvc", "repro", target]):
         subprocess.run([BIN / command[0], *command[1:]], cwd=PROJECT, check=True)
-    stored = StoredRuns(PROJECT)
+    stored, found = StoredRuns(PROJECT), load_record(PROJECT / FOUND[target])
     return [
         {name: value for name, value in row.items() if name != "key"}
         | {"seconds": stored.seconds(row["key"])}
-        for row in load_record(PROJECT / FOUND[target])
+        for row in (found["trials"] if target == "tune" else found)
     ]
 
 

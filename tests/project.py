@@ -25,7 +25,7 @@ SEED_STAGES = (
     "consolidate",
     "train_second",
 )
-STAGES = (*SEED_STAGES, "evaluate", "stability", "tune", "sweep", "report")
+STAGES = (*SEED_STAGES, "evaluate", "stability", "tune", "sweep", "report", "page")
 # What a workflow writes into git.
 RESULTS = ("dvc.lock", "metrics/comparison.json", "metrics/tune.json", "metrics/variant.json")
 

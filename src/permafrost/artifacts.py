@@ -206,8 +206,8 @@ def read_tensors(
         raise DamagedError(f"{path}: {error}; {REBUILD}") from None
 
 
-def load_arrays(path: Path) -> dict[str, NDArray[Any]]:
-    """Read tensors as NumPy's arrays; raise as :func:`read_tensors`."""
+def load_arrays(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+    """Read tensors as NumPy's arrays, and what is noted about them; raise as `read_tensors`."""
 
     def entry(name: str, array: NDArray[Any]) -> Entry:
         return (
@@ -217,7 +217,7 @@ def load_arrays(path: Path) -> dict[str, NDArray[Any]]:
             array.reshape(-1).view(np.uint8).data,
         )
 
-    return read_tensors(path, "np", entry)[0]
+    return read_tensors(path, "np", entry)
 
 
 def file_digest(path: Path) -> str:

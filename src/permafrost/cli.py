@@ -95,6 +95,7 @@ _STAGES = {
     "tune": "Choose each method's hyperparameters on validation images.",
     "sweep": "Train every run of the comparison.",
     "report": "Make the tables and plots.",
+    "page": "Make the page that shows it all.",
 }
 
 

@@ -129,7 +129,7 @@ def test_a_failed_cell_under_dvc(tally, rounds, tmp_path):
             assert trained(project.folder) == before
         with fault.trial("mended"):
             project.change({"tune": {"ewc": [WEAK]}})
-            assert stages_run(project.run("dvc", "repro")) == ["tune", "sweep", "report"]
+            assert stages_run(project.run("dvc", "repro")) == ["tune", "sweep", "report", "page"]
             assert "failed" not in (project.folder / "reports" / "tables.md").read_text()
             assert len(trained(project.folder)) == len(before) + 1
 

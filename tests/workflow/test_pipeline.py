@@ -8,7 +8,7 @@ from project import RESULTS, Project, stages_run, wait_for
 
 pytestmark = pytest.mark.usefixtures("one_run_for_each_training")
 
-VARIANT_STAGES = ["freeze@0", "train_second@0", "evaluate", "report"]
+VARIANT_STAGES = ["freeze@0", "train_second@0", "evaluate", "report", "page"]
 
 
 def test_repro_writes_results_and_pictures(project: Project) -> None:

@@ -283,7 +283,7 @@ def test_what_changes_while_a_stage_is_imported_is_refused(
 def test_stages_that_compute_nothing_need_no_pytorch(project: Project, tmp_path: Path) -> None:
     """To import it takes seconds."""
     (tmp_path / "torch.py").write_text("raise AssertionError('it was imported')\n")
-    for command in (["freeze", "--seed", "0"], ["evaluate"], ["report"], ["profile"]):
+    for command in (["freeze", "--seed", "0"], ["evaluate"], ["report"], ["page"], ["profile"]):
         project.run("permafrost", *command, PYTHONPATH=str(tmp_path))
 
 

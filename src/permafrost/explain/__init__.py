@@ -40,6 +40,7 @@ from permafrost.explain.visualize import (
     heat_maps,
     natural_pictures,
     start_image,
+    strongest_images,
     visualize_filters,
 )
 from permafrost.models.units import conv_layers
@@ -65,5 +66,6 @@ __all__ = [
     "simple_fullgrad",
     "smooth_fullgrad",
     "start_image",
+    "strongest_images",
     "visualize_filters",
 ]

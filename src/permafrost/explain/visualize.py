@@ -199,6 +199,28 @@ def natural_pictures(
     ValueError
         If there are no images.
     """
+    return _means(strongest_images(model, layers, images_by_batches, strongest), images_by_batches)
+
+
+def strongest_images(
+    model: nn.Module,
+    layers: Sequence[str],
+    images_by_batches: Iterable[tuple[Tensor, Tensor]],
+    strongest: int,
+) -> dict[str, Tensor]:
+    """Find the images that filters answer to most strongly, as `natural_pictures` does.
+
+    Returns
+    -------
+    dict of str to Tensor
+        Places (F, K) of the images by layer, int64, the strongest first; K is `strongest` or, where
+        there are fewer, the number of images.
+
+    Raises
+    ------
+    ValueError
+        If there are no images.
+    """
     best: dict[str, tuple[Tensor, Tensor]] = {}
     count = 0
     with _mean_answers(model, layers) as answers:
@@ -210,7 +232,7 @@ def natural_pictures(
             count += len(images)
     if not best:
         raise ValueError("no images")
-    return _means({name: places for name, (_, places) in best.items()}, images_by_batches)
+    return {name: places for name, (_, places) in best.items()}
 
 
 @contextmanager

@@ -158,7 +158,7 @@ def visualize_network(
     """
     layers = list(conv_layers(model))
     if config.pictures == "natural":
-        pictures = natural_pictures(model, layers, _InOrder(batches))
+        pictures = natural_pictures(model, layers, InOrder(batches))
         grey = next(iter(pictures.values())).new_zeros(3, *size)
         return pictures, {n: heat_maps(p, grey, config.heat_map) for n, p in pictures.items()}
     grown = [
@@ -215,7 +215,7 @@ def show_images(
     class_maps: Tensor | None = None,
 ) -> dict[str, dict[str, Tensor]]:
     """Score the filters for every class by criteria that look at images, as `filter_responses`."""
-    return filter_responses(model, _InOrder(batches), classes, criteria, class_maps)
+    return filter_responses(model, InOrder(batches), classes, criteria, class_maps)
 
 
 def in_order(batches: Batches) -> Iterator[tuple[Tensor, Tensor]]:
@@ -224,7 +224,7 @@ def in_order(batches: Batches) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 @dataclass(frozen=True)
-class _InOrder:
+class InOrder:
     """One task's images in their order, as often as they are asked for."""
 
     batches: Batches
@@ -278,7 +278,7 @@ def score_network(
     """
     evidence = network_evidence(model, seed)
     if needs_maps(criterion) or needs_class_maps(criterion):
-        saliency = explain_classes(model, _InOrder(batches), classes, config)
+        saliency = explain_classes(model, InOrder(batches), classes, config)
         evidence = replace(evidence, class_maps=saliency.maps)
     if needs_maps(criterion):
         height, width = batches.images.shape[2:]

@@ -10,7 +10,6 @@ from permafrost.errors import InputError
 from permafrost.evaluation import accuracy_name, share
 from permafrost.hyper import as_text
 from permafrost.params import Params
-from permafrost.paths import project_root
 from permafrost.plots import draw_trade_off
 from permafrost.runs.spec import RunSpec
 from permafrost.stages.shared import (
@@ -23,7 +22,6 @@ from permafrost.stages.shared import (
     TUNE,
     VARIANT,
     open_stage,
-    variant_pictures,
 )
 from permafrost.tables import (
     Row,
@@ -36,8 +34,6 @@ from permafrost.tables import (
     paired,
     percent,
 )
-from permafrost.tracking import Tracker
-from permafrost.variants import add_pictures
 
 # What the post's text states (Feenstra & Dow 2023); its tables were pictures. Percent.
 POST_BY_PCT = {"25%": ("20.7", "39.2"), "75%": ("38.4", "25.7")}
@@ -47,7 +43,7 @@ _FAILURES_TOLD = 3
 
 
 def run() -> None:
-    """Write the comparison, its tables and its plot, and add all pictures to the variant's run.
+    """Write the comparison, its tables, its plot, and what it says of claims.
 
     Raises
     ------
@@ -57,14 +53,13 @@ def run() -> None:
     """
     with open_stage("report") as params:
         variant = load_record(VARIANT)
-        rows = _with_variant(load_record(SWEEP), variant["seeds"])
+        rows = with_variant(load_record(SWEEP), variant["seeds"])
         choices = load_record(TUNE)["heads"]
         text = tables(rows, params, choices)
         write_atomically(TABLES, text.encode())
         write_atomically(CLAIMS, claims(rows, params).encode())
         save_record(COMPARISON, comparison(rows, params))
         _draw(rows, params)
-        add_pictures(Tracker(project_root()), variant, variant_pictures(params))
         print(f"report: the tables are in {TABLES}, what they say of claims in {CLAIMS}")
     failed = _failed(rows)
     if failed:
@@ -80,7 +75,7 @@ def _failed(rows: list[Row]) -> list[tuple[str, str]]:
     return [(RunSpec.of(row).name, row["error"]) for row in rows if row["status"] == "failed"]
 
 
-def _with_variant(rows: list[Row], variant: list[Row]) -> list[Row]:
+def with_variant(rows: list[Row], variant: list[Row]) -> list[Row]:
     """Add the variant's rows, unless the sweep has them; the shares in ascending order."""
     known = {row["key"] for row in rows}
     together = rows + [row for row in variant if row["key"] not in known]

@@ -49,6 +49,7 @@ SWEEP = Path("metrics/sweep.json")
 COMPARISON = Path("metrics/comparison.json")
 TABLES = Path("reports/tables.md")
 CLAIMS = Path("reports/claims.md")
+PAGE = Path("reports/index.html")
 STABILITY = Path("metrics/stability.json")
 STABILITY_TABLE = Path("reports/stability.md")
 TRADE_OFF_PICTURE = Path("reports/kept_and_learned.png")
@@ -86,7 +87,7 @@ def seed_file(folder: Path, seed: int, suffix: str = ".safetensors") -> Path:
 
 def variant_pictures(params: Params, root: Path = Path()) -> dict[str, Path]:
     """Return the pictures of a variant for MLflow: place in the run to file."""
-    pictures = {path.name: root / path for path in (TABLES, TRADE_OFF_PICTURE)}
+    pictures = {path.name: root / path for path in (PAGE, TABLES, TRADE_OFF_PICTURE)}
     for seed in params.seeds:
         for stage, folder in (("saliency", SALIENCY_PICTURES), ("rank", RANK_PICTURES)):
             pictures[f"{stage}/{seed}.png"] = seed_file(root / folder, seed, ".png")
@@ -105,7 +106,7 @@ def read_orders(seed: int, metric: str) -> dict[str, list[int]]:
     """
     path = seed_file(RANKS, seed)
     orders = {}
-    for name, values in load_arrays(path).items():
+    for name, values in load_arrays(path)[0].items():
         if name.startswith(f"{metric}/") and name.endswith("/order"):
             order = orders[name[len(metric) + 1 : -len("/order")]] = values.tolist()
             require(sorted(order) == list(range(len(order))), path, f"{name} is no order")

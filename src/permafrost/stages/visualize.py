@@ -2,13 +2,15 @@
 
 from permafrost.data import Batches, TaskSequence
 from permafrost.experiment import explain_config
-from permafrost.explain import conv_layers
+from permafrost.explain import conv_layers, strongest_images
 from permafrost.pictures import draw_filters
 from permafrost.ranking import method
 from permafrost.runs.results import Result
 from permafrost.stages.shared import FILTER_PICTURES, FILTERS, FIRST, TASKS, progress_bar, seed_file
 from permafrost.stages.workspace import Workspace, open_workspace
 from permafrost.tensors import load_tasks, save_tensors
+
+_STRONGEST = 4  # images of each filter are noted, for the page
 
 
 def run(seed: int) -> None:
@@ -17,7 +19,7 @@ def run(seed: int) -> None:
         sequence = load_tasks(seed_file(TASKS, seed))
         tensors, about = workspace.obtain(
             "visualize",
-            workspace.params.visualize.model_dump() | {"seed": seed},
+            workspace.params.visualize.model_dump() | {"seed": seed, "strongest": _STRONGEST},
             [seed_file(TASKS, seed), seed_file(FIRST, seed)],
             [method.__name__],
             lambda: _visualize(workspace, seed, sequence),
@@ -40,4 +42,6 @@ def _visualize(workspace: Workspace, seed: int, sequence: TaskSequence) -> Resul
         )
     tensors = {f"{name}/pictures": values for name, values in pictures.items()}
     tensors |= {f"{name}/maps": values for name, values in maps.items()}
+    strongest = strongest_images(model, list(maps), method.InOrder(batches), _STRONGEST)
+    tensors |= {f"{name}/strongest": places for name, places in strongest.items()}
     return tensors, {"layers": list(pictures)}

@@ -21,12 +21,12 @@ class Edges(Sized, PackNet):
     """Give each task the weights that its answers depend on, as many of each layer as these say.
 
     As :class:`~permafrost.strategies.packnet.PackNet`, but for which weights a task keeps: of each
-    convolution the part that ``shares`` says, but as many weights as it has filters at least, of a
-    shared head the part ``share``, in both the best by ``by``. Before the first task's weights are retrained, those of each layer are scaled to the
-    norm that the layer had, and the BatchNorm's statistics with them: behind a norm this changes no
-    answer, while smaller weights would learn faster. Later tasks' weights stand beside others that
-    are fixed, and stay as they are. By magnitude with uniform shares it is PackNet with scaled
-    weights.
+    convolution the part that ``shares`` says, though as many weights as it has filters at least, of
+    a shared head the part ``share``, in both the best by ``by``. Before the first task's weights
+    are retrained, those of each layer are scaled to the norm that the layer had, and the
+    BatchNorm's statistics with them: behind a norm this changes no answer, while smaller weights
+    would learn faster. Later tasks' weights stand beside others that are fixed, and stay as they
+    are. By magnitude with uniform shares it is PackNet with scaled weights.
 
     Attributes
     ----------
