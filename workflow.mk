@@ -7,12 +7,13 @@
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
-repro: ## run the whole experiment and print its tables
+repro: ## run the whole experiment, print its tables and where its page lies
 	@$(ACTIVE) permafrost doctor --repair --notes
 	@$(ACTIVE) permafrost check
 	@$(ACTIVE) dvc repro || { code=$$?; $(ACTIVE) permafrost track; exit $$code; }
 	@cat reports/tables.md
 	-@$(ACTIVE) permafrost track
+	@echo "The page: file://$(CURDIR)/reports/index.html"
 
 ui: ## compare the runs in MLflow
 	@$(ACTIVE) permafrost ui

@@ -44,7 +44,7 @@ def fill(disk: Path, leave: int) -> Path:
 
 def test_full_disk(tally, rounds, undisturbed, tmp_path):
     with (
-        small_disk(tmp_path / "disk", 64) as disk,
+        small_disk(tmp_path / "disk", 192) as disk,
         tally("disk full in some stage of dvc repro") as fault,
     ):
         draw = random.Random(0)
@@ -77,7 +77,7 @@ def _fill_and_recover(project, undisturbed, disk, leave):
 
 def test_full_disk_in_each_stage(tally, rounds, undisturbed, before_sweep, tmp_path):
     with (
-        small_disk(tmp_path / "disk", 64) as disk,
+        small_disk(tmp_path / "disk", 192) as disk,
         tally("disk full in a given stage") as fault,
     ):
         project = before_sweep.copy(disk / "project")
@@ -275,7 +275,7 @@ def test_folders_that_cannot_be_written_are_named(tally, before_sweep, tmp_path)
 
 
 def test_a_read_only_disk_is_named(tally, before_sweep, tmp_path):
-    with small_disk(tmp_path / "disk", 64) as disk, tally("folder that cannot be written") as fault:
+    with small_disk(tmp_path / "disk", 192) as disk, tally("folder that cannot be written") as fault:
         project = before_sweep.copy(disk / "project")
         subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
         for command, place in (
