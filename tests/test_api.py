@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 import permafrost
+from permafrost.artifacts import save_record
 from permafrost.data import Batches
 from permafrost.errors import InputError
 from permafrost.experiment import (
@@ -105,6 +106,21 @@ def test_three_tasks_are_ranked_anew(make_sequence):
     result = learn(make_sequence(tasks=3), strategy="freeze", criterion="magnitude", pct=0.5)
     assert [len(row) for row in result.accuracy] == [3] * 4
     assert 0.2 < result.measures["free_filters"] < 0.35
+
+
+def test_results_as_tables_of_pandas(make_sequence, tmp_path):
+    result = learn(make_sequence(tasks=3), strategy="finetune")
+    table = result.frame()
+    assert list(table.columns) == ["task 1", "task 2", "task 3"]
+    assert table.index.name == "tasks learned"
+    assert table.to_numpy().tolist() == result.accuracy
+    rows = [{"strategy": "ewc", "hyper": {"strength": 3.0}}, {"strategy": "finetune", "hyper": {}}]
+    save_record(tmp_path / "metrics/sweep.json", rows)
+    runs = permafrost.read_runs(tmp_path)
+    assert runs["strategy"].tolist() == ["ewc", "finetune"]
+    assert runs["hyper.strength"].fillna(-1).tolist() == [3.0, -1.0]
+    with pytest.raises(InputError, match=r"sweep\.json"):
+        permafrost.read_runs(tmp_path / "nowhere")
 
 
 def test_tasks_of_tensors():

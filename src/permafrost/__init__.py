@@ -13,8 +13,8 @@ PARENT = os.getppid()
 from permafrost import source as source  # noqa: E402
 
 if TYPE_CHECKING:
-    from permafrost.api import Learned, learn
-    from permafrost.data import tasks_from_dataset, tasks_from_tensors
+    from permafrost.api import Learned, learn, read_runs
+    from permafrost.data import load_image, tasks_from_dataset, tasks_from_tensors
     from permafrost.predictor import Predictor, load_network
     from permafrost.ranking.method import ExplainConfig
     from permafrost.strategies import Keep
@@ -27,7 +27,9 @@ __all__ = [
     "Predictor",
     "TrainingConfig",
     "learn",
+    "load_image",
     "load_network",
+    "read_runs",
     "tasks_from_dataset",
     "tasks_from_tensors",
 ]
@@ -39,7 +41,9 @@ _HOMES = {
     "Predictor": "predictor",
     "TrainingConfig": "training",
     "learn": "api",
+    "load_image": "data",
     "load_network": "predictor",
+    "read_runs": "api",
     "tasks_from_dataset": "data",
     "tasks_from_tensors": "data",
 }

@@ -6,11 +6,12 @@ It calls what the stages call; what they store, key and log is left out.
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from permafrost.artifacts import load_record
 from permafrost.data import TaskSequence
 from permafrost.errors import InputError
 from permafrost.freezing import BatchNormFreeze
@@ -30,6 +31,9 @@ from permafrost.strategies import STRATEGIES, Keep, Memory, Strategy
 from permafrost.strategies.ranked import RankedMasks
 from permafrost.tensors import save_tensors
 from permafrost.training import TrainingConfig, TrainingDiverged, resolve_precision
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +57,14 @@ class Learned:
     measures: dict[str, Any]
     network: TaskNetwork
     _about: dict[str, Any] = field(repr=False)
+
+    def frame(self) -> "DataFrame":
+        """Return R as a table of pandas, a row for each number of tasks learned."""
+        from pandas import DataFrame
+
+        names = [f"task {task + 1}" for task in range(len(self.accuracy[0]))]
+        found = DataFrame(self.accuracy, columns=names, dtype=float)
+        return found.rename_axis(index="tasks learned")
 
     def save(self, path: str | Path) -> None:
         """Write the network's weights, for :func:`permafrost.load_network`."""
@@ -148,6 +160,36 @@ def learn(
     trained = new_network(settings, tasks, seed)
     trained.load_state_dict(outcome.weights)
     return Learned(row.pop("R"), row, trained.eval(), outcome.about)
+
+
+def read_runs(project: str | Path = ".") -> "DataFrame":
+    """Return a project's comparison as a table of pandas: a row for each run.
+
+    Parameters
+    ----------
+    project : str or Path
+        Its folder, in which ``dvc repro`` has run.
+
+    Returns
+    -------
+    DataFrame
+        The columns of ``metrics/sweep.json``; each hyperparameter has one of its own,
+        ``hyper.NAME``.
+
+    Raises
+    ------
+    InputError
+        If there is no comparison, or it is damaged.
+    """
+    from pandas import DataFrame
+
+    rows = load_record(Path(project) / "metrics" / "sweep.json")
+    flat = [
+        {name: value for name, value in row.items() if name != "hyper"}
+        | {f"hyper.{name}": value for name, value in row["hyper"].items()}
+        for row in rows
+    ]
+    return DataFrame(flat)
 
 
 def _ignore(progress: object) -> None:

@@ -1,5 +1,6 @@
 """What all figures of matplotlib share."""
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,22 @@ def subplots(
 
     figure = Figure(figsize, layout="constrained")
     return figure, figure.subplots(rows, columns, **options)
+
+
+def notebook_figure(rows: int, columns: int, *, figsize: tuple[float, float]) -> tuple[Any, Any]:
+    """Return a figure that a notebook shows by itself, and its axes (rows, columns)."""
+    from matplotlib.figure import Figure
+
+    class NotebookFigure(Figure):
+        """A figure that knows its picture, with or without pyplot."""
+
+        def _repr_png_(self) -> bytes:
+            buffer = io.BytesIO()
+            self.savefig(buffer, format="png", dpi=110)
+            return buffer.getvalue()
+
+    figure = NotebookFigure(figsize, layout="constrained")
+    return figure, figure.subplots(rows, columns, squeeze=False)
 
 
 def save(figure: Any, path: Path) -> None:

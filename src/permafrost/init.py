@@ -45,8 +45,9 @@ def write_project(folder: Path) -> str:
 def _project_files() -> dict[str, str]:
     """Return what each file of a new project holds, by its place."""
     source = TEMPLATE if TEMPLATE.exists() else PACKAGE.parents[1]  # the repository's root
-    profiles = {f"profiles/{path.name}": path for path in source.glob("profiles/*.yaml")}
-    places = {name: source / name for name in _COPIED} | profiles
+    globbed = [*source.glob("profiles/*.yaml"), *source.glob("plots/*.json")]
+    many = {f"{path.parent.name}/{path.name}": path for path in globbed}
+    places = {name: source / name for name in _COPIED} | many
     places |= {"params.yaml": source / "profiles/demo.yaml", "Makefile": source / "workflow.mk"}
     files = {name: path.read_text(encoding="utf-8") for name, path in places.items()}
     stages = (source / "dvc.yaml").read_text(encoding="utf-8")

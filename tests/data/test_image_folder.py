@@ -11,8 +11,10 @@ import torch
 import torchvision.transforms.functional as TF
 from PIL import Image
 
+import permafrost
 from permafrost.data import load_dataset
 from permafrost.data.image_folder import IMAGE_FORMATS
+from permafrost.errors import InputError
 from small_data import fails, put
 
 
@@ -400,3 +402,19 @@ def test_rectangles_cover_and_crop(tmp_path):
     assert square[0, 0, 0].tolist() == [10] * 8
     tall = load_dataset("image_folder", tmp_path, (16, 8)).train.images
     assert tall.shape == (2, 3, 16, 8)
+
+
+def test_a_picture_of_ones_own_is_read_as_a_folders(tmp_path):
+    draw = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+    path = tmp_path / "a.png"
+    Image.fromarray(draw).save(path)
+    plain = permafrost.load_image(path, (20, 30))
+    torch.testing.assert_close(plain, torch.from_numpy(draw).permute(2, 0, 1) / 255)
+    scaled = permafrost.load_image(str(path), 8, (0.5, 0.4, 0.3), (0.2, 0.2, 0.2))
+    assert scaled.shape == (3, 8, 8)
+    mean = torch.tensor([0.5, 0.4, 0.3])[:, None, None]
+    torch.testing.assert_close(scaled * 0.2 + mean, permafrost.load_image(path, 8))
+    path.write_bytes(b"no image")
+    with pytest.raises(InputError) as refused:
+        permafrost.load_image(path, 8)
+    assert str(refused.value).startswith(repr(str(path)))

@@ -275,7 +275,10 @@ def test_folders_that_cannot_be_written_are_named(tally, before_sweep, tmp_path)
 
 
 def test_a_read_only_disk_is_named(tally, before_sweep, tmp_path):
-    with small_disk(tmp_path / "disk", 192) as disk, tally("folder that cannot be written") as fault:
+    with (
+        small_disk(tmp_path / "disk", 192) as disk,
+        tally("folder that cannot be written") as fault,
+    ):
         project = before_sweep.copy(disk / "project")
         subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
         for command, place in (

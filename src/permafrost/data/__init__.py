@@ -2,7 +2,7 @@
 
 from permafrost.data.batches import Batches, normalize
 from permafrost.data.datasets import DATASETS, dataset, load_dataset
-from permafrost.data.from_python import tasks_from_dataset, tasks_from_tensors
+from permafrost.data.from_python import load_image, tasks_from_dataset, tasks_from_tensors
 from permafrost.data.images import ImageDataset, LabeledImages, resize
 from permafrost.data.tasks import (
     Normalization,
@@ -24,6 +24,7 @@ __all__ = [
     "TaskSequence",
     "dataset",
     "load_dataset",
+    "load_image",
     "normalize",
     "resize",
     "split_tasks",

@@ -1,4 +1,4 @@
-"""Sequences of tasks made in Python: of tensors, or of a data set by its name."""
+"""What Python hands over: sequences of tasks, of tensors or a data set by its name; a picture."""
 
 from collections.abc import Sequence
 from itertools import count, islice
@@ -7,13 +7,50 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from permafrost.data.batches import normalize
 from permafrost.data.datasets import load_dataset
-from permafrost.data.images import ImageSize, LabeledImages
-from permafrost.data.tasks import Task, TaskSequence, split_tasks, statistics
+from permafrost.data.image_folder import read_image
+from permafrost.data.images import ImageSize, LabeledImages, sides
+from permafrost.data.tasks import Normalization, Task, TaskSequence, split_tasks, statistics
 from permafrost.errors import InputError
 
 # Training images and labels, test images and labels.
 TaskTensors = tuple[Tensor, Tensor, Tensor, Tensor]
+
+
+def load_image(
+    path: str | Path,
+    size: ImageSize,
+    mean: tuple[float, float, float] = (0, 0, 0),
+    std: tuple[float, float, float] = (1, 1, 1),
+) -> Tensor:
+    """Read one picture as a network wants it: scaled, cropped and normalised.
+
+    Parameters
+    ----------
+    path : str or Path
+        JPEG, PNG, BMP, GIF, PPM, TIFF or WebP.
+    size : int or (int, int)
+        Side of the image, or height and width, in pixels; scaled until it covers them, and what
+        sticks out is cropped.
+    mean, std : tuple of three floats
+        What values of 0..1 are normalised by; by default they stay.
+
+    Returns
+    -------
+    Tensor
+        float32 of shape (3, H, W).
+
+    Raises
+    ------
+    InputError
+        If the file is no image that can be read.
+    """
+    try:
+        pixels, _ = read_image(Path(path), sides(size))
+    except InputError as error:  # says of which parameter a folder's images are
+        raise InputError(str(error).removeprefix("split.root: ")) from error
+    return normalize(torch.from_numpy(pixels.copy()), Normalization(mean, std))
 
 
 def tasks_from_dataset(

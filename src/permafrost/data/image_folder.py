@@ -203,7 +203,7 @@ def _read_images(
     # Pillow only warns of a bomb up to twice its limit.
     with warnings.catch_warnings(), ThreadPoolExecutor() as pool:
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        read = pool.map(partial(_read_image, size=sides(size)), files)
+        read = pool.map(partial(read_image, size=sides(size)), files)
         for row, path, (image, peak) in zip(images, files, read, strict=True):
             row[:] = image
             if peak is not None:
@@ -227,7 +227,7 @@ def _check_depth(peaks: dict[Path, int]) -> None:
         )
 
 
-def _read_image(path: Path, size: tuple[int, int]) -> tuple[np.ndarray, int | None]:
+def read_image(path: Path, size: tuple[int, int]) -> tuple[np.ndarray, int | None]:
     """Read an image as uint8 of shape (3, *size), and its largest sample if it has 16 bits."""
     stop_if_requested()
     height, width = size

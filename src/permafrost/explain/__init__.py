@@ -35,6 +35,7 @@ from permafrost.explain.fullgrad import (
 )
 from permafrost.explain.methods import SALIENCY_METHODS, Reading, saliency_method
 from permafrost.explain.saliency import ClassSaliency, class_saliency, saliency_maps
+from permafrost.explain.showing import show, show_filters
 from permafrost.explain.visualize import (
     Reduction,
     heat_maps,
@@ -63,6 +64,8 @@ __all__ = [
     "natural_pictures",
     "saliency_maps",
     "saliency_method",
+    "show",
+    "show_filters",
     "simple_fullgrad",
     "smooth_fullgrad",
     "start_image",

@@ -420,12 +420,14 @@ def _draw(rows: list[Row], params: Params) -> None:
         TRADE_OFF_POINTS,
         [
             {
-                "ranked_by": point["metric"],
-                "frozen": point["pct"],
+                "method": method,
+                "frozen": point.get("pct"),
+                "name": " ".join([method, *([share(point["pct"])] if "pct" in point else [])]),
                 "kept": point["kept"].mean,
                 "learned": point["learned"].mean,
             }
-            for point in points
+            for point in [*points, *single]
+            for method in [point.get("label") or f"freeze {point['metric']}"]
         ],
     )
 
