@@ -1,7 +1,7 @@
 # `make repro` and `make test` set up all they need: an environment in .venv from uv.lock, by the uv
 # that is installed, or else by one that pip puts into .venv.
 
-.PHONY: status test test-all test-gpu torture networks bench lint audit clean
+.PHONY: status test test-all test-gpu torture networks bench docs lint audit clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -51,6 +51,10 @@ lint: $(READY) ## check style, format, types and the direction of imports
 	@$(BIN)/lint-imports
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+
+docs: $(READY) ## build the documentation into build/docs; a warning is an error
+	@$(BIN)/python -m sphinx -W --keep-going -q -b html docs build/docs
+	@echo "build/docs/index.html"
 
 audit: $(READY) ## look the pinned dependencies up among the known vulnerabilities
 	@PATH="$$PATH:$(CURDIR)/$(BIN)" uv export --quiet --locked --no-emit-project -o .audit.txt

@@ -252,7 +252,9 @@ def test_neither_dvc_nor_mlflow_is_imported():
 
 def test_the_readmes_lines_work_as_they_stand(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    blocks = re.findall(r"```python\n(.*?)```", (REPOSITORY / "README.md").read_text(), re.DOTALL)
+    texts = [(REPOSITORY / name).read_text() for name in ("README.md", "docs/library.md")]
+    short, blocks = (re.findall(r"```python\n(.*?)```", text, re.DOTALL) for text in texts)
+    assert set(short) <= set(blocks)
     (ten,) = [block for block in blocks if "permafrost.learn(" in block]
     (five,) = [block for block in blocks if "permafrost.load_network(" in block]
     known = {}

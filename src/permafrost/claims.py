@@ -185,10 +185,10 @@ def claims_table(tested: Sequence[Tested]) -> str:
 def _figures(found: Difference | None) -> tuple[str, str]:
     if found is None:
         return "–", "–"
-    text = f"{100 * found.mean:+.2f}"
+    text = f"{100 * found.mean:+z.2f}"
     if found.low is not None and found.high is not None:
-        text += f" ({100 * found.low:+.2f} to {100 * found.high:+.2f})"
-    return text, "–" if found.effect is None else f"{found.effect:+.2f}"
+        text += f" ({100 * found.low:+z.2f} to {100 * found.high:+z.2f})"
+    return text, "–" if found.effect is None else f"{found.effect:+z.2f}"
 
 
 def _p(value: float | None) -> str:

@@ -231,9 +231,9 @@ def completeness_error(model: nn.Module, images: Tensor, targets: Tensor | Seque
 
     The terms are the inner products of proposition 1, one for the input and one for each time that
     a bias is added (by a convolution, a linear layer, a norm, or a ``forward`` itself):
-    t_0 = ⟨∇ₓf, x⟩ and t_l = ⟨∇_{b_l}f, b_l⟩. The error is |f − Σ t| / Σ|t|.
+    t_0 = ⟨∇ₓf, x⟩ and t_l = ⟨∇_{b_l}f, b_l⟩. The error is abs(f − Σ t) / Σ abs(t).
 
-    Σ|t| is the stricter of two scales: taking absolute values of each term's elements instead
+    Σ abs(t) is the stricter of two scales: taking absolute values of each term's elements instead
     would give a larger sum, in which a wrong small term could hide. It is still safe for logits
     near zero, which are differences of large terms.
 

@@ -289,9 +289,9 @@ def heat_maps(images: Tensor, start: Tensor, reduction: Reduction = "change") ->
     start
         (3, H, W), the start image that they grew from.
     reduction
-        "change": mean over the channels of |image − start|. "intensity": mean over the channels
+        "change": mean over the channels of abs(image − start). "intensity": mean over the channels
         of the image itself, the grey picture. "max": maximum over the channels of
-        |image − start|.
+        abs(image − start).
 
     Returns
     -------

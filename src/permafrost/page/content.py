@@ -59,10 +59,10 @@ def verdicts(tested: Mapping[str, Sequence[Tested]]) -> list[dict[str, str]]:
         for each in claims:
             if each.difference is None or not _of_an_explanation(each):
                 continue
-            more = f"{100 * each.difference.mean:+.1f} points"
+            more = f"{100 * each.difference.mean:+z.1f} points"
             if each.difference.low is not None and each.difference.high is not None:
                 low, high = 100 * each.difference.low, 100 * each.difference.high
-                more += f" (95%: {low:+.1f} to {high:+.1f})"
+                more += f" (95%: {low:+z.1f} to {high:+z.1f})"
             seeds = each.difference.seeds
             found.append(
                 {
