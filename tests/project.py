@@ -183,10 +183,11 @@ class Project:
         return {path.parent.name for path in folders}
 
     def runs(self) -> Counter[tuple[str, str]]:
-        """Return how many runs MLflow shows of each key and status."""
+        """Return how many runs MLflow shows of each key and status; curves apart."""
         query = """
             SELECT tags.value, runs.status FROM runs JOIN tags USING (run_uuid)
             WHERE tags.key = 'key' AND runs.lifecycle_stage = 'active'
+            AND tags.value NOT LIKE 'curve-%'
         """
         # A connection of its own each time: MLflow's would outlive a store that a test deletes.
         with closing(sqlite3.connect(self.folder / "mlflow.db")) as store:

@@ -1,5 +1,8 @@
 """Claims held against rows that were made by hand."""
 
+from itertools import product
+
+import numpy as np
 import pytest
 
 from permafrost.claims import Claim, all_claims, claims_table, held_against
@@ -115,7 +118,8 @@ def test_equal_learning_interpolates_between_shares_and_counts_what_does_not_ove
         "kept at equal learning",
     )
     (found,) = held_against(rows, [claim])
-    assert found.difference.mean == pytest.approx(0.48 - 0.31)  # a fifth of the way to a quarter
+    # A fifth of the way from fine-tuning to a quarter; LwF has no trade-off of its own.
+    assert found.difference.mean == pytest.approx(0.48 - 0.31)
     more = [each | {"R": [*each["R"][:2], [0.9, 0.7]]} if each["strategy"] == "lwf" else each
             for each in rows]  # fmt: skip
     (found,) = held_against(more, [claim])
@@ -148,3 +152,35 @@ def test_the_table_shows_every_claim(rows):
     assert len(lines) == 2 + 8
     assert "| Dhar et al. 2019 | LwM is better than LwF | mean | +2.0" in table
     assert lines[2].startswith("| Feenstra &amp; Dow 2023 | the more is frozen")
+
+
+def test_of_one_share_nothing_is_said_about_more(rows):
+    single = [each for each in rows if each["pct"] != 0.75]
+    assert "the more is frozen, the more is kept" not in outcomes(single)
+
+
+def test_a_share_of_zero_is_fine_tuning(rows):
+    more = [row("freeze", seed, 0.3, 0.6, "random", 0.0) for seed in SEEDS]
+    chance = "filters ranked by mse keep more than filters drawn by chance"
+    assert outcomes([*rows, *more])[chance].difference.mean == pytest.approx(0.05)
+
+
+@pytest.mark.parametrize("shares", [(0.25, 0.5, 0.75), (0.75,)])
+def test_two_rankings_that_are_the_same_do_not_differ_at_equal_learning(shares):
+    """Whatever the noise in what they learn: held one way alone, the left would look better."""
+    draw = np.random.default_rng(0)
+    claim = Claim("", "", {"strategy": "freeze", "metric": "mse"},
+                  {"strategy": "freeze", "metric": "random"}, "kept at equal learning")  # fmt: skip
+    means = []
+    for _ in range(100):
+        made = []
+        for seed in range(5):
+            made.append(row("finetune", seed, 0.3, 0.6 + 0.02 * draw.standard_normal()))
+            for metric, pct in product(("mse", "random"), shares):
+                kept = 0.3 + 0.2 * pct + 0.005 * draw.standard_normal()
+                learned = 0.6 - 0.2 * pct + 0.02 * draw.standard_normal()
+                made.append(row("freeze", seed, kept, learned, metric, pct))
+        (found,) = held_against(made, [claim])
+        means.append(found.difference.mean)
+    error = np.std(means, ddof=1) / len(means) ** 0.5
+    assert abs(np.mean(means)) < 3 * error

@@ -55,7 +55,7 @@ def test_trainings_and_steps_by_hand(in_project, make_sequence):
 @pytest.mark.parametrize(
     ("costs", "strategies", "expected"),
     [
-        ({"start": 1.0}, ["finetune"], 1.5 * (8 + 5)),
+        ({"start": 1.0}, ["finetune"], 1.5 * (8 + 6)),
         # Two epochs of the first task's three images a class; two more of both tasks', twice.
         ({"measured": 1.0}, ["finetune"], 2 * 6 + 2 * 2 * 12),
         ({"explained": 1.0, "pictures": 100.0}, ["finetune"], 8 + 100),

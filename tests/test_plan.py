@@ -134,7 +134,7 @@ def planned(strategies, metric="taylor", **tune):
         ("soft", ["chance", "equal"]),
         ("soft_lwf", ["chance", "equal"]),
         ("rows", ["chance", "magnitude", "depth", "untrained"]),
-        ("edges", ["chance", "magnitude", "depth", "untrained"]),
+        ("edges", ["chance", "magnitude", "untrained"]),
         ("circuit_lwf", ["chance", "magnitude", "depth", "untrained"]),
         ("lwm", ["chance"]),
         ("afc", ["chance", "equal"]),
@@ -172,7 +172,6 @@ def test_what_is_not_explained_has_no_twin():
     assert [run.twin for run in planned(["edges"], edges=[by_size])] == [
         None,
         "magnitude",
-        "depth",
         "untrained",
     ]
     idle = {"weight": 1.0, "temperature": 2.0, "attention": 0.0, "maps": "gradcam"}

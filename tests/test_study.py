@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from permafrost.names import check_names
 from permafrost.params import Params
 from study import __main__ as study
 
@@ -23,6 +24,7 @@ def test_parameters_are_valid_and_differ_by_seed(images, name):
     for params, seed in ((first, 0), (second, 1)):
         read = Params.model_validate(params)
         assert (read.seeds, read.profile) == ([seed], "study")
+        check_names(read, "params.yaml")
     drawn = isinstance(first["split"]["tasks"], list)
     assert drawn or first["split"]["selection"] == "random"
     assert (first["split"]["tasks"] != second["split"]["tasks"]) == drawn

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 from ruamel.yaml import YAML
@@ -59,15 +60,20 @@ def check_all() -> str:
         found = f"{params.split.roots} is not here; what it held is in {TASKS}."
     else:
         sequence, found = _read_images(params, seeds, root)
-    tasks = "; ".join(
-        f"task {index} {', '.join(task.classes)}: {len(task.train)} training, "
-        f"{len(task.validation)} validation and {len(task.test)} test images"
-        for index, task in enumerate(sequence.tasks, start=1)
-    )
     rehearse(params, sequence)
-    lines = [f"params.yaml and data set are fine. {tasks}. Device: {device.type}.", found]
+    lines = [f"params.yaml and data set are fine. Device: {device.type}.", *_table(sequence), found]
     lines.append(str(estimate(params, sequence, device)))
     return "\n".join(line for line in [*lines, *_unknown_to_git()] if line)
+
+
+def _table(sequence: TaskSequence) -> list[str]:
+    """Return a line for each task: how many images, of which classes."""
+    lines = [f"{'task':>6} {'training':>9} {'validation':>11} {'test':>6}  classes"]
+    return lines + [
+        f"{index:>6} {len(task.train):>9} {len(task.validation):>11} {len(task.test):>6}  "
+        + shorten(", ".join(task.classes), 60, placeholder=", …")
+        for index, task in enumerate(sequence.tasks, start=1)
+    ]
 
 
 def plan_all() -> str:

@@ -37,7 +37,7 @@ class Claim:
         The two methods; of several rows of a seed the mean counts, share by share.
     measure : {"kept", "learned", "mean", "kept at equal learning"}
         ``kept`` is the mean accuracy on the tasks before the last, ``learned`` that on the last,
-        ``mean`` that of all. At equal learning the left's points are held against the right's
+        ``mean`` that of all. At equal learning each side's points are held against the other's
         trade-off, fine-tuning being its share of 0.
     """
 
@@ -103,8 +103,14 @@ def all_claims(rows: Sequence[Row]) -> list[Claim]:
     Those of the literature; of each criterion, that it keeps more than chance at equal learning; of
     each explained method, that it is better than its twins.
     """
-    literature = [c for c in CLAIMS if _some(rows, c.left) and _some(rows, c.right)]
+    literature = [c for c in CLAIMS if _are_apart(rows, c)]
     return [*literature, *_against_joint(rows), *_of_criteria(rows), *_of_twins(rows, literature)]
+
+
+def _are_apart(rows: Sequence[Row], claim: Claim) -> bool:
+    """Return whether there are rows of both sides, and not the same."""
+    left, right = (_matching(rows, match) for match in (claim.left, claim.right))
+    return bool(left) and bool(right) and left != right
 
 
 def _against_joint(rows: Sequence[Row]) -> list[Claim]:
@@ -213,7 +219,7 @@ def _compare(claim: Claim, rows: Sequence[Row]) -> tuple[Difference | None, tupl
         if seed not in right:
             continue
         if claim.measure == EQUAL:
-            found = _above_trade_off(left[seed], [*right[seed], *tuned.get(seed, [])])
+            found = _at_equal_learning(left[seed], right[seed], tuned.get(seed, []))
         else:
             found = _above(left[seed], right[seed], claim.measure)
         if found is None:
@@ -237,21 +243,40 @@ def _above(left: Sequence[Row], right: Sequence[Row], measure: str) -> float:
     return sides[0] - sides[1]
 
 
-def _above_trade_off(left: Sequence[Row], right: Sequence[Row]) -> float | None:
-    """Return how much more the left keeps where the right learns as much, mean over its shares."""
-    curve = [
-        Point(group["pct"] or 0.0, mean.kept, mean.learned)
-        for group, members in groups(right, "pct")
+def _at_equal_learning(
+    left: Sequence[Row], right: Sequence[Row], tuned: Sequence[Row]
+) -> float | None:
+    """Return how much more one seed's left keeps than its right where both learn as much.
+
+    The mean over the points of both sides, each held against the other side's trade-off: held one
+    way alone, noise in what is learned would favour the left, since a point that learns too little
+    has no counterpart, and one that learns too much has one that keeps less.
+    """
+    points = [_points(rows) for rows in (left, right)]
+    start = _points(tuned)
+    above = [
+        sign * (point.kept - kept)
+        for sign, mine, others in ((1, points[0], points[1]), (-1, points[1], points[0]))
+        for point in mine
+        if (kept := _kept_at([*start, *others], point.learned)) is not None
+    ]
+    return sum(above) / len(above) if above else None
+
+
+def _points(rows: Sequence[Row]) -> list[Point]:
+    # A share of 0 is fine-tuning, which is there already; a method without a share is a point.
+    shared = [row | {"pct": row["pct"] or 0.0} for row in rows if row["pct"] != 0]
+    return [
+        Point(group["pct"], mean.kept, mean.learned)
+        for group, members in groups(shared, "pct")
         for mean in [_Measured.of(members)]
     ]
-    if len(curve) < 2:
-        return None
-    trade_off, above = TradeOff(curve), []
-    for _, members in groups(left, "pct"):
-        point = _Measured.of(members)
-        kept = trade_off.kept_at(point.learned)
-        above += [] if kept is None else [point.kept - kept]
-    return sum(above) / len(above) if above else None
+
+
+def _kept_at(points: Sequence[Point], learned: float) -> float | None:
+    """Return what a side keeps where it learns so much; a side of one share has no trade-off."""
+    once = {point.share: point for point in points}
+    return TradeOff(list(once.values())).kept_at(learned) if len(once) > 1 else None
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,9 @@ import io
 from pathlib import Path
 from typing import Any
 
+# Okabe & Ito, "Color universal design" (2008), but for black, which a dark page hides.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999")
+
 
 def subplots(
     rows: int = 1, columns: int = 1, *, figsize: tuple[float, float], **options: Any
@@ -31,7 +34,7 @@ def notebook_figure(rows: int, columns: int, *, figsize: tuple[float, float]) ->
     return figure, figure.subplots(rows, columns, squeeze=False)
 
 
-def save(figure: Any, path: Path) -> None:
+def save(figure: Any, path: Path, dpi: int = 110) -> None:
     """Write a figure as PNG."""
     from matplotlib.text import Text
 
@@ -39,7 +42,17 @@ def save(figure: Any, path: Path) -> None:
     for text in figure.findobj(Text):
         text.set_parse_math(False)  # a dollar in a name is a dollar
     # Without the metadata the same picture is the same file.
-    figure.savefig(path, dpi=110, metadata={"Software": None})
+    figure.savefig(path, dpi=dpi, metadata={"Software": None})
+
+
+def save_for_papers(figure: Any, path: Path) -> None:
+    """Write a figure as PNG with 300 dots an inch and, beside it, as SVG and PDF."""
+    from matplotlib import rc_context
+
+    save(figure, path, dpi=300)
+    with rc_context({"svg.hashsalt": "permafrost", "pdf.fonttype": 42}):  # text stays text
+        figure.savefig(path.with_suffix(".svg"), metadata={"Date": None, "Creator": None})
+        figure.savefig(path.with_suffix(".pdf"), metadata={"CreationDate": None, "Creator": None})
 
 
 def cut(name: str, length: int) -> str:

@@ -8,13 +8,16 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 from permafrost.artifacts import load_record
 from permafrost.errors import InputError
-from permafrost.outputs import runs_of_outputs
+from permafrost.outputs import curves_of_outputs, runs_of_outputs
 from permafrost.paths import cached_files, project_root
 from permafrost.processes import stop_group
 from permafrost.runs.results import results_folder
@@ -27,12 +30,12 @@ from permafrost.stages.shared import (
     read_params,
     seed_file,
 )
-from permafrost.tracking import RUNS, Tracker, TrackingError, redact
+from permafrost.tracking import CURVES, Tracker, TrackingError, redact
 from permafrost.variants import variant_records
 
 
 def track_all(*, take_over: bool = False) -> str:
-    """Make MLflow hold one finished run for each training and variant; return what was done.
+    """Make MLflow hold one finished run for each training, variant and curve; return what was done.
 
     Parameters
     ----------
@@ -49,6 +52,7 @@ def track_all(*, take_over: bool = False) -> str:
     records += runs_of_outputs(store.root, {record.key for record in records})
     try:
         counts = store.tracker.reconcile(records, store.is_active, take_over=take_over)
+        store.tracker.reconcile(curves_of_outputs(store.root), store.is_active)
     except TrackingError as error:
         raise InputError(str(error)) from None
     done = "MLflow: " + ", ".join(f"{count} runs {what}" for what, count in counts.items())
@@ -144,7 +148,7 @@ def serve_ui(port: int) -> int:
     """
     tracker = Tracker(project_root())
     try:
-        experiment = tracker.experiment_id(RUNS)
+        experiment = tracker.experiment_id(CURVES)
     except TrackingError as error:
         raise InputError(str(error)) from None
     path = f"#/experiments/{experiment}/runs?compareRunsMode=CHART"
@@ -153,7 +157,7 @@ def serve_ui(port: int) -> int:
         return 0
     _refuse_taken(port)
     page = f"http://127.0.0.1:{port}/{path}"
-    print(f"Compare the runs at {page} (Ctrl-C ends the server)")
+    print("MLflow starts ...", flush=True)
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1"]
     command += ["--port", str(port), "--default-artifact-root", str(tracker.root / "mlruns")]
     # Not among the arguments, which everybody on this machine can read.
@@ -163,9 +167,20 @@ def serve_ui(port: int) -> int:
     # A group of its own: the server's processes do not all end with the first of them.
     server = subprocess.Popen(command, env=environment, start_new_session=True)
     try:
+        if _answers(server, port):
+            print(f"Compare the runs at {page} (Ctrl-C ends the server)", flush=True)
         return server.wait()
     finally:
         stop_group(server)
+
+
+def _answers(server: subprocess.Popen[bytes], port: int) -> bool:
+    """Wait until a server answers; return whether it does, or has ended before."""
+    while server.poll() is None:
+        with suppress(OSError), urlopen(f"http://127.0.0.1:{port}/health", timeout=5) as answer:
+            return bool(answer.status == 200)
+        time.sleep(0.3)
+    return False
 
 
 def _refuse_taken(port: int) -> None:

@@ -14,6 +14,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from permafrost.artifacts import load_record
+from permafrost.curves import curve_records
 from permafrost.errors import InputError
 from permafrost.experiment import shown_params, shown_training
 from permafrost.params import Params, validate_params
@@ -60,6 +61,21 @@ def runs_of_outputs(root: Path, known: set[str]) -> list[RunRecord]:
         if stage in locked and record["key"] not in known | runs.keys():
             runs[record["key"]] = _run(root, record, params(stage))
     return list(runs.values())
+
+
+def curves_of_outputs(root: Path) -> list[RunRecord]:
+    """Return the comparison's curves, of the parameters with which it was made.
+
+    Raises
+    ------
+    InputError
+        As :func:`runs_of_outputs`.
+    """
+    locked = _read_lock(root)
+    find_custom(root)
+    if "sweep" not in locked or not (root / SWEEP).exists():
+        return []
+    return curve_records(load_record(root / SWEEP), _params_of(locked, "sweep"))
 
 
 def _records(root: Path) -> Iterator[tuple[str, Record]]:

@@ -5,12 +5,14 @@ from pathlib import Path
 from typing import Any
 
 from permafrost.evaluation import Interval, share
-from permafrost.figures import cut, save, subplots
+from permafrost.figures import COLOURS, cut, save_for_papers, subplots
 
 _LABEL_SHOWN = 40  # characters of a line's name, which is beside the plot
-_MARKERS = "os^DvP*X<>"  # as many as colours; each round of ten pairs them differently
+_MARKERS = "os^DvP*X"  # not as many as colours: each round pairs them differently
 _STROKES = ("-", "--", ":", "-.")
 _LEGEND_ROWS = 26
+# Of a share beside its point, in points: lines that are close have theirs apart.
+_PLACES = ((4, 4), (-16, -10), (-16, 5), (4, -10))
 _AXES = ("learned", "kept")
 
 
@@ -19,6 +21,7 @@ def draw_trade_off(
     points: Sequence[Mapping[str, Any]],
     single: Sequence[Mapping[str, Any]],
     tasks: int,
+    about: str,
 ) -> None:
     """Draw accuracy on the earlier tasks against the last one's along pct, a line for each metric.
 
@@ -33,6 +36,8 @@ def draw_trade_off(
         Other strategies: ``label`` and the two intervals.
     tasks : int
         T.
+    about : str
+        What the runs have in common, for the caption.
     """
     metrics = list(dict.fromkeys(point["metric"] for point in points))
     count = len(metrics) + len(single)
@@ -40,13 +45,15 @@ def draw_trade_off(
     figure, axis = subplots(figsize=(6.5 + 2.5 * columns, 5.5))
     for number, metric in enumerate(metrics):
         line = sorted((p for p in points if p["metric"] == metric), key=lambda p: p["pct"])
-        container = _error_bars(axis, line, metric, number, linestyle=_STROKES[number // 10 % 4])
+        container = _error_bars(
+            axis, line, metric, number, linestyle=_STROKES[number // len(COLOURS) % 4]
+        )
         for point in line:
             axis.annotate(
                 share(point["pct"]),
                 (100 * point["learned"].mean, 100 * point["kept"].mean),
                 textcoords="offset points",
-                xytext=(4, 4),
+                xytext=_PLACES[number % len(_PLACES)],
                 fontsize=7,
                 color=container.lines[0].get_color(),
             )
@@ -57,11 +64,11 @@ def draw_trade_off(
     axis.set_ylabel(f"kept: {earlier}, %")
     bars = any(p[name].low is not None for p in [*points, *single] for name in _AXES)
     title = "Kept and learned" + ("; bars are 95% intervals over the seeds" if bars else "")
-    axis.set_title(title, fontsize=10)
+    axis.set_title(f"{title}\n{about}", fontsize=10)
     axis.grid(alpha=0.3)
     if count:
         figure.legend(fontsize=8, loc="outside right upper", ncols=columns)
-    save(figure, path)
+    save_for_papers(figure, path)
 
 
 def _error_bars(
@@ -73,8 +80,8 @@ def _error_bars(
         [100 * point["kept"].mean for point in points],
         xerr=across,
         yerr=up,
-        color=f"C{number % 10}",
-        marker=_MARKERS[(number + number // 10) % 10],
+        color=COLOURS[number % len(COLOURS)],
+        marker=_MARKERS[number % len(_MARKERS)],
         linestyle=linestyle,
         label=cut(label, _LABEL_SHOWN),
         capsize=2,

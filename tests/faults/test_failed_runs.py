@@ -72,23 +72,26 @@ def check_failure(told, folder=Path()):
 def test_a_failed_cell_in_the_workflow(tally, workflow):
     with tally("failed runs in the workflow") as fault:
         with fault.trial("one method diverges"):
-            workflow(*SEED_STAGES, "evaluate", tune={"ewc": [STRONG]})
+            workflow(*SEED_STAGES, "evaluate", "stability", tune={"ewc": [STRONG]})
             output = workflow("tune", "sweep")
             assert "train.lr=0.001" in line_of(output, f"{FAILED} failed: task 2: ")
-            check_failure(line_of(workflow("report", code=2), "permafrost: "))
-            assert "report" in load_json(Path("reports/timings.json"))["stages"]
+            workflow("report")
+            check_failure(line_of(workflow("page", code=2), "permafrost: "))
+            assert "page" in load_json(Path("reports/timings.json"))["stages"]
+            assert "ewc" in Path("reports/index.html").read_text()
             rows = load_json(Path("metrics/sweep.json"))
             statuses = {row["strategy"]: row["status"] for row in rows}
             assert statuses == {"finetune": "done", "freeze": "done", "ewc": "failed"}
         with fault.trial("again: nothing is trained, the same is told"):
             before = trained()
             assert f"{FAILED} failed" in workflow("sweep")
-            check_failure(line_of(workflow("report", code=2), "permafrost: "))
+            check_failure(line_of(workflow("page", code=2), "permafrost: "))
             assert trained() == before
             workflow("track")
         with fault.trial("mended"):
-            output = workflow("tune", "sweep", "report", tune={"ewc": [WEAK]})
-            assert "failed" not in output + Path("reports/tables.md").read_text()
+            output = workflow("tune", "sweep", "report", "page", tune={"ewc": [WEAK]})
+            assert "runs failed" not in output
+            assert "failed" not in Path("reports/tables.md").read_text()
         with fault.trial("one trial diverges"):
             grids = {"ewc": [STRONG, WEAK], "freeze": [{"pct": 0.25}, {"pct": 0.5}]}
             output = workflow("tune", tune=grids)
@@ -124,7 +127,7 @@ def test_a_failed_cell_under_dvc(tally, rounds, tmp_path):
         with fault.trial("again"):
             before = trained(project.folder)
             output = project.run("dvc", "repro", code=255)
-            assert stages_run(output) == ["report"]
+            assert stages_run(output) == ["page"]
             check_failure(line_of(output, "permafrost: "), project.folder)
             assert trained(project.folder) == before
         with fault.trial("mended"):

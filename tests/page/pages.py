@@ -92,8 +92,7 @@ def made_page(folder: Path, **changed) -> Path:
         "variant": "25% frozen, ranked by mse",
         "metric": "mse",
         "seed": 0,
-        "made_by": [("commit", "abc")],
-        "seconds": [("sweep", 1.5)],
+        "made_by": [("torch", "2.0")],
         "settings": content.settings_as_text({"split": {"tasks": 2}}),
         "data": {
             "figures": {

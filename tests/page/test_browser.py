@@ -30,7 +30,8 @@ def test_every_tab_fits_and_draws(path, size, dark):
             assert page.get_attribute(f"#tab-{tab}", "aria-selected") == "true"
             charts = page.locator(f"#part-{tab} .chart")
             assert charts.count() == {"result": 1, "curves": 3}.get(tab, 0)
-            assert page.locator(f"#part-{tab} .chart svg.main-svg").count() >= charts.count()
+            drawn = page.locator(f"#part-{tab} .chart:has(svg.main-svg)")
+            assert drawn.count() == charts.count()
             wide = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
             assert page.evaluate(wide) <= 0, f"{tab} is wider than the window"
         ground = page.evaluate("getComputedStyle(document.body).backgroundColor")

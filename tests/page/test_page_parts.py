@@ -2,6 +2,7 @@
 
 import base64
 import io
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,7 +11,8 @@ from PIL import Image
 from pages import made_gallery, made_rows
 from permafrost.claims import all_claims, held_against
 from permafrost.page import charts, content, gallery
-from permafrost.stages.report import label
+from permafrost.params import Params
+from permafrost.stages.report import full_label, label
 
 
 def pixels(uri):
@@ -84,10 +86,10 @@ def test_html_in_a_report_is_text_and_tables_scroll():
     assert made.count('<div class="wide"><table>') == made.count("</table></div>") == 1
 
 
-def test_downloads_have_every_column_and_plain_values():
+def test_downloads_have_every_column():
     (table,) = content.downloads({"runs": [{"a": 1, "b": [1, 2]}, {"c": None}]})
     assert table["columns"] == ["a", "b", "c"]
-    assert table["rows"] == [{"a": 1, "b": "[1, 2]"}, {"c": None}]
+    assert table["rows"] == [{"a": 1, "b": [1, 2]}, {"c": None}]
 
 
 @pytest.mark.parametrize("seeds", [(0,), (0, 1)])
@@ -95,3 +97,22 @@ def test_one_seed_has_no_bars(seeds):
     figure = charts.trade_off(made_rows(seeds), label, 2)
     bars = [t["error_x"]["array"] for t in figure["data"] if t.get("name")]
     assert all(np.allclose(each, 0) == (len(seeds) == 1) for each in map(list, bars))
+
+
+def test_both_lengths_of_joint_training_are_points_of_their_own():
+    joint = {"strategy": "joint", "metric": None, "pct": None}
+    rows = [
+        row | joint | {"hyper": {"passes": passes}} for row in made_rows()[:1] for passes in (1, 2)
+    ]
+    figure = charts.trade_off(rows, partial(full_label, params=Params()), 2)
+    assert [t["name"] for t in figure["data"] if t.get("name")] == [
+        "joint, 10 epochs",
+        "joint, 20 epochs",
+    ]
+
+
+def test_of_very_many_classes_some_are_shown():
+    maps, images = np.zeros((500, 8, 8)), np.zeros((500, 3, 8, 8), np.uint8)
+    found = gallery.class_maps(images, np.arange(500), list(map(str, range(500))), maps)
+    assert len(found["names"]) == len(found["counts"]) == 64
+    assert pixels(found["maps"]).shape == (64 * 8, 8, 3)

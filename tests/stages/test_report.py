@@ -135,8 +135,11 @@ def test_the_plot_of_three_tasks(drawn, monkeypatch, tmp_path):
     params = Params(seeds=[0], split={"tasks": 3, "classes_per_task": 3})
     more = {"acc_task3": 0.25, "R": [[]] * 3 + [[0.75, 0.5, 0.25]]}
     report._draw([row(0, **more), row(0, "finetune", **more)], params)
-    (found,) = json.loads((tmp_path / "points.json").read_text())
-    assert found == {"ranked_by": "mse", "frozen": 0.125, "kept": 0.625, "learned": 0.25}
+    ends = {"kept": 0.625, "learned": 0.25}
+    assert json.loads((tmp_path / "points.json").read_text()) == [
+        {"method": "freeze mse", "frozen": 0.125, "name": "freeze mse 12.5%", **ends},
+        {"method": "finetune", "frozen": None, "name": "finetune", **ends},
+    ]
     axis = drawn.figures[-1].axes[0]
     assert axis.get_xlabel() == "learned: accuracy on task 3, %"
     assert axis.get_ylabel() == "kept: mean accuracy on tasks 1 to 2, %"
@@ -154,10 +157,10 @@ def test_the_plot_of_two_tasks_names_them(drawn):
 def drawn(monkeypatch):
     """Return what draws a plot and returns its axis."""
     figures = []
-    monkeypatch.setattr(plots, "save", lambda figure, _path: figures.append(figure))
+    monkeypatch.setattr(plots, "save_for_papers", lambda figure, _path: figures.append(figure))
 
     def draw(points, single, tasks=2):
-        draw_trade_off(None, points, single, tasks)
+        draw_trade_off(None, points, single, tasks, "digits, head shared, 3 seeds")
         return figures[-1]
 
     draw.figures = figures
@@ -199,7 +202,8 @@ def test_bars_are_the_intervals(drawn):
 
 
 def test_one_seed_has_no_bars_and_no_word_of_them(drawn):
-    assert drawn([], [point(1, label="x")]).axes[0].get_title() == "Kept and learned"
+    title = drawn([], [point(1, label="x")]).axes[0].get_title()
+    assert title == "Kept and learned\ndigits, head shared, 3 seeds"
 
 
 def test_twins_are_lines_of_their_own_and_paired_by_seed():

@@ -80,7 +80,14 @@ def test_mlflow_holds_parameters_curves_and_pictures(project: Project) -> None:
 
     (variant,) = client.search_runs([names["permafrost-variants"]])
     artifacts = {entry.path for entry in client.list_artifacts(variant.info.run_id)}
-    assert artifacts == {"filters", "kept_and_learned.png", "rank", "saliency", "tables.md"}
+    assert artifacts == {
+        "filters",
+        "index.html",
+        "kept_and_learned.png",
+        "rank",
+        "saliency",
+        "tables.md",
+    }
 
 
 def test_repro_again_does_nothing(project: Project) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+_ROUNDING = 1e-9
 # Of each seed.
 Values = Mapping[int, float]
 
@@ -59,7 +60,7 @@ def paired_difference(left: Values, right: Values) -> Difference | None:
     if count == 1:
         return Difference(mean, None, None, None, None, 1)
     spread = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (count - 1))
-    if spread == 0:
+    if spread <= _ROUNDING * max(1.0, abs(mean)):  # equal, but for how they are stored
         return Difference(mean, mean, mean, None, None, count)
     from scipy import special
 
@@ -133,17 +134,3 @@ class TradeOff:
                 return kept + (kept_there - kept) * (more - learned) / (more - less)
         only = self._levels[0]
         return only[1] if len(self._levels) == 1 and learned == only[0] else None
-
-
-def hypervolume(points: Sequence[Point]) -> float:
-    """Return the area between a front of (kept, learned) and the origin, 0..1.
-
-    The part of the unit square that some point exceeds in both accuracies (Zitzler & Thiele 1999);
-    compare fronts of equal numbers of points.
-    """
-    area, best = 0.0, 0.0
-    for point in sorted(points, key=lambda point: (-point.kept, -point.learned)):
-        if point.learned > best:
-            area += point.kept * (point.learned - best)
-            best = point.learned
-    return area

@@ -7,10 +7,9 @@ import plotly.graph_objects as go
 
 from permafrost.claims import kept_and_learned
 from permafrost.evaluation import Interval, share
+from permafrost.figures import COLOURS
 from permafrost.tables import Row, groups, measure
 
-# Okabe & Ito, "Color universal design" (2008), but for black, which a dark page hides.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999")
 _SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "star", "pentagon", "cross")
 _PLACES = ("top right", "bottom left", "top left", "bottom right")
 _DASHES = ("solid", "dash", "dot", "dashdot")

@@ -1,6 +1,5 @@
 """What the page says, put into its template."""
 
-import html
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from typing import Any
@@ -57,7 +56,12 @@ def verdicts(tested: Mapping[str, Sequence[Tested]]) -> list[dict[str, str]]:
     found = []
     for head, claims in tested.items():
         for each in claims:
-            if each.difference is None or not _of_an_explanation(each):
+            if not _of_an_explanation(each):
+                continue
+            name = {"text": f"{each.claim.text[:1].upper()}{each.claim.text[1:]}, head {head}"}
+            if each.difference is None:
+                beyond = "no share of one learns as much as some of the other"
+                found.append(name | {"verdict": each.verdict, "figure": beyond})
                 continue
             more = f"{100 * each.difference.mean:+z.1f} points"
             if each.difference.low is not None and each.difference.high is not None:
@@ -65,9 +69,9 @@ def verdicts(tested: Mapping[str, Sequence[Tested]]) -> list[dict[str, str]]:
                 more += f" (95%: {low:+z.1f} to {high:+z.1f})"
             seeds = each.difference.seeds
             found.append(
-                {
+                name
+                | {
                     "verdict": each.verdict,
-                    "text": f"{each.claim.text[:1].upper()}{each.claim.text[1:]}, head {head}",
                     "figure": f"{more}, {seeds} seed{'s' if seeds > 1 else ''}",
                 }
             )
@@ -80,19 +84,15 @@ def _of_an_explanation(tested: Tested) -> bool:
 
 
 def downloads(named: Mapping[str, Sequence[Row]]) -> list[dict[str, Any]]:
-    """Return rows for the page's buttons, each with a name and its columns; lists become text."""
+    """Return rows for the page's buttons, each with a name and its columns."""
     return [
         {
             "name": name,
             "columns": list(dict.fromkeys(column for row in rows for column in row)),
-            "rows": [{k: _plain(v) for k, v in row.items()} for row in rows],
+            "rows": list(rows),
         }
         for name, rows in named.items()
     ]
-
-
-def _plain(value: Any) -> Any:
-    return value if value is None or isinstance(value, bool | int | float) else str(value)
 
 
 def settings_as_text(settings: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -102,5 +102,5 @@ def settings_as_text(settings: Mapping[str, Any]) -> list[tuple[str, str]]:
         if isinstance(value, Mapping):
             lines += [(f"{name}.{inner}", text) for inner, text in settings_as_text(value)]
         else:
-            lines.append((name, html.unescape(str(value))))
+            lines.append((name, str(value)))
     return lines

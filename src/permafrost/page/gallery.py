@@ -16,7 +16,7 @@ _SIDE, _FILTERS, _EXAMPLES = 48, 64, 6
 
 
 def chosen_places(count: int, most: int = _FILTERS) -> list[int]:
-    """Return the places in an order of so many that are shown: best, worst, a stride between."""
+    """Return the places of so many that are shown: the first, the last, a stride between."""
     if count <= most:
         return list(range(count))
     ends = most // 3
@@ -80,7 +80,7 @@ def layer_of_filters(
 
 
 def class_maps(images: Array, labels: Array, names: Sequence[str], maps: Array) -> dict[str, Any]:
-    """Return examples of each class and the class's map, to be laid over them.
+    """Return examples of classes and each class's map, to be laid over them; of many classes some.
 
     Parameters
     ----------
@@ -93,14 +93,15 @@ def class_maps(images: Array, labels: Array, names: Sequence[str], maps: Array) 
     """
     from matplotlib import colormaps
 
-    examples = [np.flatnonzero(labels == label)[:_EXAMPLES] for label in range(len(names))]
+    shown = chosen_places(len(names))
+    examples = [np.flatnonzero(labels == label)[:_EXAMPLES] for label in shown]
     columns = max(map(len, examples))
-    tiles = np.zeros((len(names), columns, *images.shape[1:]), np.uint8)
+    tiles = np.zeros((len(shown), columns, *images.shape[1:]), np.uint8)
     for row, places in enumerate(examples):
         tiles[row, : len(places)] = images[places]
-    heat = colormaps["magma"](maps, bytes=True)[..., :3]  # (C, H, W, 3)
+    heat = colormaps["magma"](maps[shown], bytes=True)[..., :3]  # (C, H, W, 3)
     return {
-        "names": list(names),
+        "names": [names[label] for label in shown],
         "columns": columns,
         "counts": [len(places) for places in examples],
         "images": sprite(tiles),

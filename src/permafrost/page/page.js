@@ -65,13 +65,23 @@ function draw(section) {
 }
 dark.addEventListener("change", () => draw(document.querySelector("main > section:not([hidden])")));
 
+// Sprites as blobs: a tile names one by a short address.
+const blobs = new Map();
+function address(sprite) {
+  if (!blobs.has(sprite)) {
+    const bytes = Uint8Array.from(atob(sprite.split(",")[1]), (c) => c.charCodeAt(0));
+    blobs.set(sprite, URL.createObjectURL(new Blob([bytes], { type: "image/webp" })));
+  }
+  return blobs.get(sprite);
+}
+
 // A tile of a sprite, shown at a size in pixels.
-function tile(sprite, columns, rows, column, row, size, sides) {
+function tile(name, sprite, columns, rows, column, row, size, sides) {
   const [height, width] = sides;
   const scale = size / Math.max(height, width);
-  const made = element("span", { className: "tile" });
+  const made = element("span", { className: "tile", role: "img", ariaLabel: name });
   const [w, h] = [width * scale, height * scale];
-  made.style.cssText = `width:${w}px;height:${h}px;background-image:url(${sprite});` +
+  made.style.cssText = `width:${w}px;height:${h}px;background-image:url(${address(sprite)});` +
     `background-size:${columns * w}px ${rows * h}px;background-position:${-column * w}px ${-row * h}px`;
   return made;
 }
@@ -80,10 +90,10 @@ function tile(sprite, columns, rows, column, row, size, sides) {
 const classes = data.gallery.classes;
 const classRows = classes.names.map((name, row) => {
   const count = classes.names.length;
-  const map = () => tile(classes.maps, 1, count, 0, row, 64, data.gallery.sides);
+  const map = () => tile(`map of class ${name}`, classes.maps, 1, count, 0, row, 64, data.gallery.sides);
   const examples = [...Array(classes.counts[row]).keys()].map((column) =>
     element("span", { className: "over" },
-      [tile(classes.images, classes.columns, count, column, row, 64, data.gallery.sides), map()]));
+      [tile(`an image of class ${name}`, classes.images, classes.columns, count, column, row, 64, data.gallery.sides), map()]));
   return element("div", { className: "row" }, [element("b", { textContent: name }), map(), ...examples]);
 });
 document.getElementById("classes").append(...classRows);
@@ -98,16 +108,16 @@ const detail = document.getElementById("detail");
 function showFilter(layer, row) {
   const filter = layer.shown[row];
   [...grid.children].forEach((other, index) => other.setAttribute("aria-pressed", index === row));
-  const at = (column, size) =>
-    tile(layer.sprite, layer.columns, layer.shown.length, column, row, size, data.gallery.sides);
+  const at = (name, column, size) =>
+    tile(name, layer.sprite, layer.columns, layer.shown.length, column, row, size, data.gallery.sides);
   const facts = {
     "filter": filter.filter, "rank": `${filter.rank} of ${layer.filters}`, "score": `${filter.score}, higher is better`,
     "became": filter.frozen ? "frozen" : "live",
   };
   const list = Object.entries(facts).flatMap(([name, value]) =>
     [element("dt", { textContent: name }), element("dd", { textContent: value })]);
-  const images = [...Array(layer.columns - 1).keys()].map((column) => at(column + 1, 56));
-  detail.replaceChildren(at(0, 160), element("dl", {}, list),
+  const images = [...Array(layer.columns - 1).keys()].map((column) => at("an image that it answers to", column + 1, 56));
+  detail.replaceChildren(at(`what filter ${filter.filter} looks for`, 0, 160), element("dl", {}, list),
     element("p", { textContent: "answers most to" }), element("div", { className: "row" }, images));
 }
 function showLayer(index) {
@@ -118,7 +128,7 @@ function showLayer(index) {
     const button = element("button", {
       className: filter.frozen ? "frozen" : "live",
       title: `filter ${filter.filter}, rank ${filter.rank}, ${filter.frozen ? "frozen" : "live"}`,
-    }, [tile(layer.sprite, layer.columns, count, 0, row, 48, data.gallery.sides)]);
+    }, [tile("", layer.sprite, layer.columns, count, 0, row, 48, data.gallery.sides)]);
     button.setAttribute("aria-label", button.title);
     for (const event of ["mouseenter", "focus", "click"])
       button.addEventListener(event, () => showFilter(layer, row));
@@ -148,7 +158,8 @@ function save(name, type, text) {
   URL.revokeObjectURL(link.href);
 }
 function csv(table) {
-  const cell = (value) => (value === null || value === undefined ? "" : `"${String(value).replaceAll('"', '""')}"`);
+  const text = (value) => (typeof value === "object" ? JSON.stringify(value) : String(value));
+  const cell = (value) => (value === null || value === undefined ? "" : `"${text(value).replaceAll('"', '""')}"`);
   return [table.columns, ...table.rows.map((row) => table.columns.map((name) => row[name]))]
     .map((line) => line.map(cell).join(",")).join("\r\n") + "\r\n";
 }

@@ -1,16 +1,15 @@
 """Stage page: the whole experiment in one file of HTML."""
 
-import subprocess
+from functools import partial
 from typing import Any
 
 from permafrost.artifacts import load_arrays, load_json, load_record, write_atomically
-from permafrost.claims import all_claims, held_against
 from permafrost.evaluation import share
 from permafrost.page import charts, content, gallery
 from permafrost.params import Params
 from permafrost.paths import project_root
 from permafrost.runs.stored import StoredRuns
-from permafrost.stages.report import label, with_variant
+from permafrost.stages.report import claims_of, full_label, refuse_failures, with_variant
 from permafrost.stages.shared import (
     CLAIMS,
     FILTERS,
@@ -27,7 +26,6 @@ from permafrost.stages.shared import (
     VARIANT_CURVES,
     open_stage,
     read_orders,
-    read_timings,
     seed_file,
     variant_pictures,
 )
@@ -37,11 +35,19 @@ from permafrost.variants import add_pictures
 
 
 def run() -> None:
-    """Write the page, and add it to the variant's run with the other pictures."""
+    """Write the page, and add it to the variant's run with the other pictures.
+
+    Raises
+    ------
+    InputError
+        If trainings of the sweep have failed; everything is written before, so that tables and page
+        show them beside the others.
+    """
     with open_stage("page") as params:
         write_atomically(PAGE, page(params).encode())
         add_pictures(Tracker(project_root()), load_record(VARIANT), variant_pictures(params))
         print(f"page: open {PAGE.resolve().as_uri()}")
+    refuse_failures(load_record(SWEEP))
 
 
 def page(params: Params) -> str:
@@ -50,10 +56,11 @@ def page(params: Params) -> str:
     summary = load_record(VARIANT)
     rows = with_variant(load_record(SWEEP), summary["seeds"])
     by_head = {head: [r for r in rows if r["head"] == head] for head in params.sweep.heads}
-    tested = {head: held_against(mine, all_claims(mine)) for head, mine in by_head.items()}
+    tested = {head: claims_of(mine, params) for head, mine in by_head.items()}
     frozen = load_record(seed_file(FROZEN, seed, ".json"))["layers"]
     figures = _trade_offs(by_head, params)
-    layers = load_arrays(seed_file(FILTERS, seed))[1]["layers"]  # as they run
+    filters, about = load_arrays(seed_file(FILTERS, seed))
+    layers = about["layers"]  # as they run
     return content.render(
         title=f"{params.split.datasets}, profile {params.profile}",
         verdicts=content.verdicts(tested),
@@ -66,7 +73,6 @@ def page(params: Params) -> str:
         metric=params.freeze.metric,
         seed=seed,
         made_by=_made_by(summary["seeds"][0]["key"]),
-        seconds=sorted(read_timings().get("stages", {}).items()),
         settings=content.settings_as_text(params.model_dump()),
         data={
             "figures": {f"trade-off-{head}": figure for head, figure in figures.items()}
@@ -78,7 +84,7 @@ def page(params: Params) -> str:
                 ),
                 "capacity": charts.capacity(layers, frozen),
             },
-            "gallery": _gallery(params, layers, frozen),
+            "gallery": _gallery(params, layers, frozen, filters),
             "downloads": content.downloads({"runs": rows, "epochs": load_json(VARIANT_CURVES)}),
         },
     )
@@ -86,18 +92,19 @@ def page(params: Params) -> str:
 
 def _trade_offs(by_head: dict[str, list[Row]], params: Params) -> dict[str, Any]:
     tasks = len(params.split.sizes)
+    named = partial(full_label, params=params)
     done = {h: [r for r in rows if r["status"] == "done"] for h, rows in by_head.items()}
-    return {head: charts.trade_off(rows, label, tasks) for head, rows in done.items()}
+    return {head: charts.trade_off(rows, named, tasks) for head, rows in done.items()}
 
 
-def _gallery(params: Params, layers: list[str], frozen: dict[str, Any]) -> dict[str, Any]:
+def _gallery(
+    params: Params, layers: list[str], frozen: dict[str, Any], filters: dict[str, Any]
+) -> dict[str, Any]:
     """Return the gallery of the first seed's first task."""
     seed, metric = params.seeds[0], params.freeze.metric
     tasks, about = load_arrays(seed_file(TASKS, seed))
     images, labels = tasks["0/train/images"], tasks["0/train/labels"]
-    maps, filters, ranks = (
-        load_arrays(seed_file(folder, seed))[0] for folder in (SALIENCY, FILTERS, RANKS)
-    )
+    maps, ranks = (load_arrays(seed_file(folder, seed))[0] for folder in (SALIENCY, RANKS))
     orders = read_orders(seed, metric)
     return {
         "sides": images.shape[2:],
@@ -119,10 +126,6 @@ def _gallery(params: Params, layers: list[str], frozen: dict[str, Any]) -> dict[
 
 
 def _made_by(key: str) -> list[tuple[str, str]]:
-    """Return the commit and, where the variant's training is stored, the machine that made it."""
-    told = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
-    )
+    """Return the machine that made the variant's training, where that is stored."""
     stored = StoredRuns(project_root()).result(key)
-    machine = stored["machine"] if stored else {}
-    return [("commit", told.stdout.strip() or "none"), *machine.items()]
+    return list(stored["machine"].items()) if stored else []

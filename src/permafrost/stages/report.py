@@ -5,7 +5,7 @@ from dataclasses import asdict
 from typing import Any
 
 from permafrost.artifacts import load_record, save_json, save_record, write_atomically
-from permafrost.claims import all_claims, claims_table, held_against, kept_and_learned
+from permafrost.claims import Tested, all_claims, claims_table, held_against, kept_and_learned
 from permafrost.errors import InputError
 from permafrost.evaluation import accuracy_name, share
 from permafrost.hyper import as_text
@@ -43,14 +43,7 @@ _FAILURES_TOLD = 3
 
 
 def run() -> None:
-    """Write the comparison, its tables, its plot, and what it says of claims.
-
-    Raises
-    ------
-    InputError
-        If trainings of the sweep have failed; everything is written before, so that the tables
-        show them beside the others.
-    """
+    """Write the comparison, its tables, its plot, and what it says of claims."""
     with open_stage("report") as params:
         variant = load_record(VARIANT)
         rows = with_variant(load_record(SWEEP), variant["seeds"])
@@ -61,6 +54,10 @@ def run() -> None:
         save_record(COMPARISON, comparison(rows, params))
         _draw(rows, params)
         print(f"report: the tables are in {TABLES}, what they say of claims in {CLAIMS}")
+
+
+def refuse_failures(rows: list[Row]) -> None:
+    """Raise an InputError that names runs that have failed, if there are any."""
     failed = _failed(rows)
     if failed:
         shown = ", ".join(f"{name} ({error})" for name, error in failed[:_FAILURES_TOLD])
@@ -161,20 +158,30 @@ def claims(rows: list[Row], params: Params) -> str:
     """
     parts = [f"# Claims: {params.split.datasets}, profile {escape(params.profile)}", _TESTS]
     for head in params.sweep.heads:
-        mine = [row for row in rows if row["head"] == head]
-        tested = held_against(mine, all_claims(mine))
-        table = claims_table(tested) if tested else "The sweep has no two methods to compare."
+        tested = claims_of([row for row in rows if row["head"] == head], params)
+        table = claims_table(tested) if tested else _NOTHING
         parts += [f"## Head `{head}`", table]
     return "\n\n".join(parts) + "\n"
 
 
+def claims_of(rows: list[Row], params: Params) -> list[Tested]:
+    """Return what rows under one head say of claims; of filters in reverse order there are none."""
+    return [] if params.rank.reverse else held_against(rows, all_claims(rows))
+
+
+_NOTHING = (
+    "There is nothing to compare: the sweep has no two methods of which something is claimed, or "
+    "freezes the worst filters first (`rank.reverse`)."
+)
 _TESTS = (
     "Differences in points, paired by seed, with their 95% intervals by Student's t. Effect size: "
     "the mean over the standard deviation of the seeds' differences. p: of the paired t test, "
     "adjusted for the number of claims (Holm 1979); below 0.05 a claim holds, or its opposite. "
     "Kept: the mean accuracy on the tasks before the last; learned: that on the last. At equal "
     "learning what a share of frozen filters keeps is held against what the other ranking keeps "
-    "where it learns as much, by linear interpolation between its shares, fine-tuning among them."
+    "where it learns as much, and the other way round: between shares, fine-tuning among them, by "
+    "linear interpolation of accuracies that isotonic regression has made fall with the share; "
+    "points beyond the other ranking's range do not count."
 )
 
 
@@ -413,9 +420,13 @@ def _draw(rows: list[Row], params: Params) -> None:
     points = [
         _point(group, members) for group, members in groups(_of(mine, "freeze"), "metric", "pct")
     ]
-    others = [_with_label(row, params) for row in mine if row["strategy"] != "freeze"]
+    others = [
+        row | {"label": full_label(row, params)} for row in mine if row["strategy"] != "freeze"
+    ]
     single = [_point(group, members) for group, members in groups(others, "label")]
-    draw_trade_off(TRADE_OFF_PICTURE, points, single, len(params.split.sizes))
+    seeds = len({row["seed"] for row in mine})
+    about = f"{params.split.datasets}, head {head}, {seeds} seed{'s' if seeds != 1 else ''}"
+    draw_trade_off(TRADE_OFF_PICTURE, points, single, len(params.split.sizes), about)
     save_json(
         TRADE_OFF_POINTS,
         [
@@ -432,10 +443,10 @@ def _draw(rows: list[Row], params: Params) -> None:
     )
 
 
-def _with_label(row: Row, params: Params) -> Row:
+def full_label(row: Row, params: Params) -> str:
+    """Name a method as :func:`label`, joint training with its length."""
     passes = row["hyper"].get("passes")
-    length = f", {_length(passes, params)}" if passes else ""
-    return row | {"label": f"{label(row)}{length}"}
+    return f"{label(row)}, {_length(passes, params)}" if passes else label(row)
 
 
 def _point(group: Row, members: list[Row]) -> dict[str, Any]:

@@ -38,7 +38,8 @@ class Edges(Sized, PackNet):
     prune: float = field(default=0.0, init=False)  # not read
 
     hyper: ClassVar[dict[str, Allowed]] = {**Sized.hyper, "by": BY}
-    twins: ClassVar[tuple[str, ...]] = (CHANCE, *SHARE_TWINS)
+    # By depth the deepest layers' norms would be fixed while next to nothing passes them.
+    twins: ClassVar[tuple[str, ...]] = (CHANCE, *(t for t in SHARE_TWINS if t != "depth"))
 
     @classmethod
     def controls(cls, hyper: Mapping[str, Value]) -> tuple[str, ...]:

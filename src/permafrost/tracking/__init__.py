@@ -7,6 +7,7 @@ a store that was down, a stage that DVC restored and a training that was killed 
 
 from permafrost.tracking.redaction import redact
 from permafrost.tracking.tracker import (
+    CURVES,
     EXPERIMENTS,
     FIRST_TASKS,
     RUNS,
@@ -20,6 +21,7 @@ from permafrost.tracking.tracker import (
 )
 
 __all__ = [
+    "CURVES",
     "EXPERIMENTS",
     "FIRST_TASKS",
     "RUNS",

@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
 RUNS, FIRST_TASKS, VARIANTS = "permafrost", "permafrost-first-task", "permafrost-variants"
-TRIALS = "permafrost-trials"
-EXPERIMENTS = (RUNS, FIRST_TASKS, VARIANTS, TRIALS)
+TRIALS, CURVES = "permafrost-trials", "permafrost-curves"
+EXPERIMENTS = (RUNS, FIRST_TASKS, VARIANTS, TRIALS, CURVES)
 
 WAIT = 10.0  # the seconds that a training waits for MLflow, in all
 STOPPED_WAIT = 2.0  # those of a training that is stopped

@@ -1,0 +1,77 @@
+"""Curves: what MLflow draws against the share of frozen filters, a run for each method."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from permafrost.claims import kept_and_learned
+from permafrost.evaluation import accuracy_name
+from permafrost.params import Params
+from permafrost.runs.spec import RunSpec
+from permafrost.shown import shown_params
+from permafrost.tables import Row, groups, measure
+from permafrost.tracking import CURVES, RunRecord
+
+# What sets curves of the same name apart; whatever it holds is added to, not replaced.
+_SAME = {"split", "model", "train", "saliency", "visualize", "consolidate", "runtime", "seeds"}
+_LONGEST = 4000  # characters of the tag that names the runs
+
+
+def curve_records(rows: Sequence[Row], params: Params) -> list[RunRecord]:
+    """Return a run for each curve of the comparison: strategy, metric, head and all but the share.
+
+    Its accuracies, their means over the seeds and 95% intervals are logged at step = percent of
+    frozen filters; fine-tuning is each ranking's step 0. A method without a share is a point at 0.
+
+    Parameters
+    ----------
+    rows : sequence of dict
+        Of the sweep.
+    params : Params
+        All parameters.
+    """
+    done = [_comparable(row) for row in rows if row["status"] == "done"]
+    records = []
+    for group, members in groups(done, "head", "strategy", "metric", "settings", "twin"):
+        frozen = group["strategy"] == "freeze"
+        start = [r for r in done if r["head"] == group["head"] and r["strategy"] == "finetune"]
+        points = groups([*(start if frozen else []), *members], "pct")
+        records.append(_record(members, points, params))
+    return records
+
+
+def _comparable(row: Row) -> Row:
+    settings = json.dumps(row["hyper"], sort_keys=True)
+    return row | kept_and_learned(row) | {"settings": settings, "twin": row.get("twin")}
+
+
+def _record(members: list[Row], points: list[tuple[Row, list[Row]]], params: Params) -> RunRecord:
+    spec, first = RunSpec.of(members[0]), members[0]
+    named = [first["strategy"], first["metric"], f"twin by {spec.twin}" if spec.twin else None]
+    name = " ".join(part for part in [*named, spec.head] if part)
+    identity = params.model_dump(include=_SAME) | {"curve": name, "hyper": first["settings"]}
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()
+    shown = shown_params(params, spec) | {"seeds": len({row["seed"] for row in members})}
+    return RunRecord(
+        key=f"curve-{digest[:26]}",
+        experiment=CURVES,
+        name=name,
+        params={k: v for k, v in shown.items() if k not in ("pct", "seed")},
+        curves=[{"step": round(100 * (g["pct"] or 0))} | _measured(rows) for g, rows in points],
+        tags={"kind": "curve", "runs": ",".join(row["key"] for row in members)[:_LONGEST]},
+    )
+
+
+def _measured(rows: list[Row]) -> dict[str, Any]:
+    """Return means and intervals over the seeds at one share."""
+    tasks = [accuracy_name(task) for task in range(len(rows[0]["R"][-1]))]
+    found: dict[str, Any] = {}
+    for name in ("kept", "learned", "acc_mean", "forgetting", *tasks):
+        interval = measure(rows, name)
+        if interval is None:
+            continue
+        found[name] = interval.mean
+        if interval.low is not None and interval.high is not None:
+            found |= {f"{name}_low": interval.low, f"{name}_high": interval.high}
+    return found
