@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # results.sh BASE: run a small workflow on BASE and on HEAD, and print what differs, as Markdown.
 set -euo pipefail
-base=$(git rev-parse "$1") head=$(git rev-parse HEAD)
+base=$(git merge-base "$1" HEAD) head=$(git rev-parse HEAD)
 small=(-S 'seeds=[0,1]' -S train.epochs=3 -S visualize.steps=10 -S sweep.workers=2 -S runtime.threads=1)
 
 try() { # commit, name of the experiment

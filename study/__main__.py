@@ -2,21 +2,28 @@
 
 ROOT is an image folder with train/CLASS/* and test/CLASS/*. Each piece is a run of the workflow in
 build/study for each of its seeds; its rows are kept in docs/results/rows/PIECE.jsonl, and what is
-there is not done again.
+there of the same parameters is not done again.
 """
 
 import argparse
+import hashlib
 import json
+import os
 import random
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import yaml
+from filelock import FileLock
+from PIL import Image
 
 from permafrost.artifacts import load_record, write_atomically
+from permafrost.data import load_dataset
+from permafrost.data.image_folder import list_images
 from permafrost.runs.stored import StoredRuns
 
 REPOSITORY = Path(__file__).parents[1]
@@ -28,6 +35,8 @@ PROJECT = REPOSITORY / "build/study"
 # Where each target leaves its rows.
 FOUND = {"sweep": "metrics/sweep.json", "tune": "metrics/trials.json"}
 BIN = Path(sys.executable).parent
+# A share of each class of the digits is tested on at the end, and seen by no piece that chooses.
+_DIGITS_TEST = 0.25
 
 
 def main() -> None:
@@ -36,14 +45,30 @@ def main() -> None:
     parser.add_argument("root", type=Path)
     parser.add_argument("pieces", nargs="*", choices=[[], *PIECES])
     chosen = parser.parse_args()
-    for name in chosen.pieces or PIECES:
-        rows = read_rows(name)
-        for seed in PIECES[name]["seeds"]:
-            if any(row["seed"] == seed for row in rows):
-                continue
-            print(f"{name}, seed {seed}", flush=True)
-            rows += run_piece(PIECES[name], seed, chosen.root.resolve())
-            write_rows(name, rows)
+    PROJECT.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{PROJECT}.lock", timeout=0):  # the project has one params.yaml
+        prepare_project()
+        for name in chosen.pieces or PIECES:
+            do_piece(name, chosen.root.resolve())
+
+
+def do_piece(name: str, root: Path) -> None:
+    """Run what is left of a piece; refuse to go on where its rows are of other parameters."""
+    rows = read_rows(name)
+    for seed in PIECES[name]["seeds"]:
+        params = parameters(PIECES[name], seed, root)
+        digest = hashlib.sha256(json.dumps(params, sort_keys=True).encode()).hexdigest()[:16]
+        mine = [row for row in rows if row["seed"] == seed]
+        if any(row["parameters"] != digest for row in mine):
+            sys.exit(
+                f"{name}, seed {seed}: was done with other parameters; remove {ROWS / name}.jsonl"
+            )
+        if mine:
+            continue
+        print(f"{name}, seed {seed}", flush=True)
+        target = PIECES[name].get("target", "sweep")
+        rows += [row | {"parameters": digest} for row in run_workflow(params, target)]
+        write_rows(name, rows)
 
 
 def read_rows(name: str) -> list[dict[str, Any]]:
@@ -59,25 +84,23 @@ def write_rows(name: str, rows: list[dict[str, Any]]) -> None:
     write_atomically(ROWS / f"{name}.jsonl", "".join(lines).encode())
 
 
-def run_piece(piece: dict[str, Any], seed: int, root: Path) -> list[dict[str, Any]]:
-    """Run the workflow for one seed and return its rows, each with its seconds."""
-    prepare_project()
-    params = parameters(piece, seed, visible(root, piece.get("part")))
+def run_workflow(params: dict[str, Any], target: str) -> list[dict[str, Any]]:
+    """Run the workflow up to a stage and return its rows, each with its seconds."""
     (PROJECT / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
-    target = piece.get("target", "sweep")
+    path = f"{BIN}{os.pathsep}{os.environ['PATH']}"  # DVC looks for the stages' command there
     for command in (["permafrost", "check"], ["dvc", "repro", target]):
-        subprocess.run([BIN / command[0], *command[1:]], cwd=PROJECT, check=True)
+        run = [str(BIN / command[0]), *command[1:]]
+        subprocess.run(run, cwd=PROJECT, check=True, env=os.environ | {"PATH": path})
     stored, found = StoredRuns(PROJECT), load_record(PROJECT / FOUND[target])
     return [
-        {name: value for name, value in row.items() if name != "key"}
-        | {"seconds": stored.seconds(row["key"])}
+        row | {"seconds": stored.seconds(row["key"])}
         for row in (found["trials"] if target == "tune" else found)
     ]
 
 
 def prepare_project() -> None:
     """Make the project in which all pieces run, if it is not there: they share first tasks."""
-    if (PROJECT / "dvc.yaml").exists():
+    if (PROJECT / ".dvc/config").exists():
         return
     shutil.rmtree(PROJECT, ignore_errors=True)
     subprocess.run([BIN / "permafrost", "init", PROJECT], check=True, capture_output=True)
@@ -86,41 +109,75 @@ def prepare_project() -> None:
 
 
 def visible(root: Path, part: str | None) -> Path:
-    """Return the images that a piece may see, as a folder of the project."""
-    (PROJECT / "data").mkdir(exist_ok=True)
-    link = PROJECT / "data" / (f"{part}_only" if part else "images")
-    if not link.exists():
-        if part:
-            link.mkdir()
-            (link / part).symlink_to(root / part)
-        else:
-            link.symlink_to(root)
-    return link
+    """Return the images that a piece may see, in a folder of the project: of all, or of one part."""
+    name = hashlib.sha256(str(root).encode()).hexdigest()[:8]
+    folder = PROJECT / "data" / f"{root.name}-{part or 'whole'}-{name}"
+    if not folder.exists():
+        half = folder.with_suffix(".part")
+        shutil.rmtree(half, ignore_errors=True)
+        for each in [part] if part else ["train", "test"]:
+            shutil.copytree(root / each, half / each)
+        half.rename(folder)
+    return folder
 
 
-def parameters(piece: dict[str, Any], seed: int, images: Path) -> dict[str, Any]:
+def digits() -> Path:
+    """Return the digits as an image folder with a test part."""
+    folder = PROJECT / "data" / "digits"
+    if not folder.exists():
+        half = folder.with_suffix(".part")
+        shutil.rmtree(half, ignore_errors=True)
+        data = load_dataset("digits", None, 32)
+        for label, name in enumerate(data.class_names):
+            images = data.train.images[data.train.labels == label]
+            kept = round((1 - _DIGITS_TEST) * len(images))
+            for number, image in enumerate(images):
+                place = half / ("train" if number < kept else "test") / name / f"{number:03}.png"
+                place.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(image.permute(1, 2, 0).numpy()).save(place)
+        half.rename(folder)
+    return folder
+
+
+def parameters(piece: dict[str, Any], seed: int, root: Path) -> dict[str, Any]:
     """Return the parameters of a piece for one seed."""
     params: dict[str, Any] = yaml.safe_load((REPOSITORY / "profiles/study.yaml").read_text())
-    folder = str(images.relative_to(PROJECT))
+    images = visible(root, piece.get("part"))
     params["seeds"] = [seed]
-    params["split"]["root"] = folder
+    params["split"]["root"] = str(images.relative_to(PROJECT))
+    if tuned := piece.get("tuned"):
+        params["tune"] |= best_hyperparameters(tuned)
     for place, value in piece["changes"].items():
         section, name = place.split(".")
         params[section][name] = value
     if isinstance(params["split"]["tasks"], list):
-        classes = sorted(path.name for path in (images / "train").iterdir())
-        draw = random.Random(seed)
-        params["split"]["tasks"] = [
-            {
-                "dataset": "image_folder",
-                "root": folder,
-                "classes": draw.sample(classes, task["draw"]),
-            }
-            if "draw" in task
-            else task
-            for task in params["split"]["tasks"]
-        ]
+        tasks = params["split"]["tasks"]
+        params["split"]["tasks"] = [_task(task, seed, images, piece.get("part")) for task in tasks]
     return params
+
+
+def _task(task: dict[str, Any], seed: int, images: Path, part: str | None) -> dict[str, Any]:
+    """Return a task of drawn classes, or of all digits."""
+    folder = visible(digits(), part) if task.get("dataset") == "digits" else images
+    classes = sorted(list_images(folder)["train"])
+    drawn = random.Random(seed).sample(classes, task["draw"]) if "draw" in task else classes
+    own = {name: value for name, value in task.items() if name not in ("draw", "dataset")}
+    root = str(folder.relative_to(PROJECT))
+    return {"dataset": "image_folder", "root": root, "classes": drawn, **own}
+
+
+def best_hyperparameters(piece: str) -> dict[str, list[dict[str, Any]]]:
+    """Return for each method the trial with the highest mean accuracy over a piece's seeds."""
+    rows = read_rows(piece)
+    if {row["seed"] for row in rows} != set(PIECES[piece]["seeds"]):
+        sys.exit(f"{piece}: is to be done first")
+    tried: dict[str, dict[str, list[float]]] = {}
+    for row in rows:
+        value = row["acc_mean"] if row["status"] == "done" else 0.0
+        hyper = json.dumps(row["hyper"], sort_keys=True)
+        tried.setdefault(row["strategy"], {}).setdefault(hyper, []).append(value)
+    best = {name: max(trials, key=lambda h: fmean(trials[h])) for name, trials in tried.items()}
+    return {name: [json.loads(hyper)] for name, hyper in best.items()}
 
 
 if __name__ == "__main__":

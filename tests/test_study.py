@@ -3,24 +3,38 @@
 import json
 
 import pytest
+from PIL import Image
 
+from permafrost.data.image_folder import list_images
 from permafrost.names import check_names
 from permafrost.params import Params
 from study import __main__ as study
 
+TUNED = [
+    {"strategy": "lwf", "seed": seed, "status": "done", "parameters": "", "acc_mean": accuracy,
+     "hyper": {"weight": weight, "temperature": 2}}
+    for seed in (0, 1) for weight, accuracy in ((1, 0.4), (3, 0.5), (10, 0.45))
+]  # fmt: skip
+
 
 @pytest.fixture
 def images(tmp_path, monkeypatch):
-    monkeypatch.setattr(study, "PROJECT", tmp_path)
-    for number in range(12):
-        (tmp_path / f"found/train/{number:02}").mkdir(parents=True)
+    monkeypatch.setattr(study, "PROJECT", tmp_path / "project")
+    monkeypatch.setattr(study, "ROWS", tmp_path / "rows")
+    study.write_rows("tune", TUNED)
+    for part in ("train", "test"):
+        for number in range(12):
+            folder = tmp_path / f"found/{part}/{number:02}"
+            folder.mkdir(parents=True)
+            Image.new("RGB", (8, 8)).save(folder / "0.png")
+    (tmp_path / "found/train/.DS_Store").touch()
     return tmp_path / "found"
 
 
 @pytest.mark.parametrize("name", study.PIECES)
 def test_parameters_are_valid_and_differ_by_seed(images, name):
     piece = study.PIECES[name]
-    first, second = (study.parameters(piece, seed, study.visible(images, None)) for seed in (0, 1))
+    first, second = (study.parameters(piece, seed, images) for seed in (0, 1))
     for params, seed in ((first, 0), (second, 1)):
         read = Params.model_validate(params)
         assert (read.seeds, read.profile) == ([seed], "study")
@@ -28,33 +42,47 @@ def test_parameters_are_valid_and_differ_by_seed(images, name):
     drawn = isinstance(first["split"]["tasks"], list)
     assert drawn or first["split"]["selection"] == "random"
     assert (first["split"]["tasks"] != second["split"]["tasks"]) == drawn
+    if "tuned" in piece:
+        assert first["tune"]["lwf"] == [{"weight": 3, "temperature": 2}]
 
 
-def test_a_piece_that_chooses_does_not_see_the_test_images(images):
-    (images / "test").mkdir()
-    hidden = study.visible(images, "train")
-    assert [path.name for path in hidden.iterdir()] == ["train"]
-    assert (hidden / "train/00").is_dir()
-    assert (study.visible(images, None) / "test").is_dir()
+def test_a_piece_that_chooses_sees_no_test_image(images):
+    hidden, digits = study.visible(images, "train"), study.digits()
+    assert list_images(hidden).keys() == {"train"}
+    assert len(list_images(hidden)["train"]) == 12
+    assert list_images(study.visible(images, None)).keys() == {"train", "test"}
+    parts = list_images(digits)
+    counts = [sum(map(len, parts[part].values())) for part in ("train", "test")]
+    assert counts[1] / sum(counts) == pytest.approx(0.25, abs=0.01)
+    far = study.parameters(study.PIECES["ideas-far"], 0, images)["split"]["tasks"]
+    assert all(task["root"].split("/")[1].split("-")[1] == "train" for task in far)
+    assert len(far[0]["classes"]) == len(far[1]["classes"]) == 10
 
 
-def test_what_is_done_is_not_done_again(tmp_path, monkeypatch):
+def test_what_is_done_is_not_done_again_and_other_parameters_are_refused(images, monkeypatch):
     done = []
-    monkeypatch.setattr(study, "ROWS", tmp_path / "rows")
     monkeypatch.setattr(study, "PIECES", {"piece": {"seeds": [3, 4, 5], "changes": {}}})
-    monkeypatch.setattr("sys.argv", ["study", "images", "piece"])
 
-    def run(piece, seed, root):
-        done.append(seed)
+    def run(params, target):
+        done.append(params["seeds"][0])
         if len(done) == 2:
             raise KeyboardInterrupt
-        return [{"seed": seed, "acc_mean": 0.5}]
+        return [{"seed": params["seeds"][0], "acc_mean": 0.5}]
 
-    monkeypatch.setattr(study, "run_piece", run)
+    monkeypatch.setattr(study, "run_workflow", run)
     with pytest.raises(KeyboardInterrupt):
-        study.main()
+        study.do_piece("piece", images)
     assert [row["seed"] for row in study.read_rows("piece")] == [3]
-    study.main()
+    study.do_piece("piece", images)
     assert done == [3, 4, 4, 5]
-    lines = (tmp_path / "rows/piece.jsonl").read_text().splitlines()
+    lines = (study.ROWS / "piece.jsonl").read_text().splitlines()
     assert [json.loads(line)["seed"] for line in lines] == [3, 4, 5]
+    study.PIECES["piece"]["changes"]["sweep.pcts"] = [0.1]
+    with pytest.raises(SystemExit, match="other parameters"):
+        study.do_piece("piece", images)
+
+
+def test_tuning_comes_first(images):
+    study.write_rows("tune", TUNED[:3])
+    with pytest.raises(SystemExit, match="to be done first"):
+        study.parameters(study.PIECES["ideas"], 0, images)

@@ -16,6 +16,7 @@ from permafrost.data import TaskSequence
 from permafrost.errors import InputError
 from permafrost.freezing import BatchNormFreeze
 from permafrost.hyper import Value, is_allowed, span
+from permafrost.imports import require_workflow
 from permafrost.models import Head, TaskNetwork
 from permafrost.ranking import CRITERIA
 from permafrost.ranking.method import ExplainConfig
@@ -60,6 +61,7 @@ class Learned:
 
     def frame(self) -> "DataFrame":
         """Return R as a table of pandas, a row for each number of tasks learned."""
+        require_workflow("pandas")
         from pandas import DataFrame
 
         names = [f"task {task + 1}" for task in range(len(self.accuracy[0]))]
@@ -181,6 +183,7 @@ def read_runs(project: str | Path = ".") -> "DataFrame":
     InputError
         If there is no comparison, or it is damaged.
     """
+    require_workflow("pandas")
     from pandas import DataFrame
 
     rows = load_record(Path(project) / "metrics" / "sweep.json")

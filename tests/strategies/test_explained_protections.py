@@ -233,7 +233,7 @@ def test_a_full_layer_is_read_whole(make_network, make_sequence):
     assert sizes(memory, 0)[last[0]] == 1
     edges = Edges("multi", 0.25, "depth")
     owners = part_of(learn(edges, make_network(tasks=4), sequence).memory, "owner/")
-    assert all((owner == 1).sum() >= len(owner) for owner in owners.values())
+    assert all((owner == 1).any() for owner in owners.values())
     total = sum(owner.numel() for owner in owners.values())
     for task in (1, 2, 3):
         mine = sum(int((owner == task).sum()) for owner in owners.values())

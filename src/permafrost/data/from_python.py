@@ -9,7 +9,7 @@ from torch import Tensor
 
 from permafrost.data.batches import normalize
 from permafrost.data.datasets import load_dataset
-from permafrost.data.image_folder import read_image
+from permafrost.data.image_folder import check_depth, read_image
 from permafrost.data.images import ImageSize, LabeledImages, sides
 from permafrost.data.tasks import Normalization, Task, TaskSequence, split_tasks, statistics
 from permafrost.errors import InputError
@@ -44,10 +44,11 @@ def load_image(
     Raises
     ------
     InputError
-        If the file is no image that can be read.
+        If the file is no image that can be read, or its 16 bits hold fewer.
     """
     try:
-        pixels, _ = read_image(Path(path), sides(size))
+        pixels, peak = read_image(Path(path), sides(size))
+        check_depth({} if peak is None else {Path(path): peak})
     except InputError as error:  # says of which parameter a folder's images are
         raise InputError(str(error).removeprefix("split.root: ")) from error
     return normalize(torch.from_numpy(pixels.copy()), Normalization(mean, std))

@@ -79,7 +79,7 @@ def image_folder(root: Path, image_size: ImageSize) -> ImageDataset:
         _read_images(parts["train"], image_size, peaks),
         _read_images(parts["test"], image_size, peaks) if "test" in parts else None,
     )
-    _check_depth(peaks)
+    check_depth(peaks)
     return dataset
 
 
@@ -213,7 +213,7 @@ def _read_images(
     )
 
 
-def _check_depth(peaks: dict[Path, int]) -> None:
+def check_depth(peaks: dict[Path, int]) -> None:
     """Refuse 16-bit images none of which uses the range, as 12-bit data in 16-bit files does."""
     if not peaks:
         return

@@ -21,8 +21,8 @@ class Edges(Sized, PackNet):
     """Give each task the weights that its answers depend on, as many of each layer as these say.
 
     As :class:`~permafrost.strategies.packnet.PackNet`, but for which weights a task keeps: of each
-    convolution the part that ``shares`` says, though as many weights as it has filters at least, of
-    a shared head the part ``share``, in both the best by ``by``. Before the first task's weights
+    convolution the part that ``shares`` says, where that is none as many weights as it has filters,
+    of a shared head the part ``share``, in both the best by ``by``. Before the first task's weights
     are retrained, those of each layer are scaled to the norm that the layer had, and the
     BatchNorm's statistics with them: behind a norm this changes no answer, while smaller weights
     would learn faster. Later tasks' weights stand beside others that are fixed, and stay as they
@@ -63,8 +63,8 @@ class Edges(Sized, PackNet):
         kept = {}
         for name, owner in owners.items():
             share = shares.get(name.removesuffix(".weight"), self.part(lesson))
-            # A layer without any weight would answer nothing: it has one for each filter.
-            wanted = max(len(owner), round(share * owner.numel()))
+            # A layer without any weight would answer nothing: it gets as many as it has filters.
+            wanted = round(share * owner.numel()) or len(owner)
             kept[name] = min(wanted, int((owner == lesson.learned).sum()))
         scores = {name: weight.detach().abs() for name, weight in packed.items()}
         if self.by == "score":

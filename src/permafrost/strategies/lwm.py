@@ -80,6 +80,8 @@ class Lwm(Lwf):
     def while_learning(self, lesson: Lesson, phase: Phase) -> Iterator[Guard]:
         """Add the maps' distance to LwF's loss."""
         old = old_network(lesson)
+        # As in the network that learns: FullGrad tells biases by what needs a gradient.
+        old.requires_grad_(self.maps == "fullgrad")
         layer = attention_layer(lesson, old)
         order = channel_order(lesson, layer) if self.twin == CHANCE else None
         explain = partial(class_maps, lesson, Maps(self.maps, layer, order))
