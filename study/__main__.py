@@ -60,9 +60,7 @@ def do_piece(name: str, root: Path) -> None:
         digest = hashlib.sha256(json.dumps(params, sort_keys=True).encode()).hexdigest()[:16]
         mine = [row for row in rows if row["seed"] == seed]
         if any(row["parameters"] != digest for row in mine):
-            sys.exit(
-                f"{name}, seed {seed}: was done with other parameters; remove {ROWS / name}.jsonl"
-            )
+            sys.exit(f"{ROWS / name}.jsonl: seed {seed} is of other parameters; remove the file")
         if mine:
             continue
         print(f"{name}, seed {seed}", flush=True)
@@ -109,7 +107,7 @@ def prepare_project() -> None:
 
 
 def visible(root: Path, part: str | None) -> Path:
-    """Return the images that a piece may see, in a folder of the project: of all, or of one part."""
+    """Return the images that a piece may see, in a folder of the project: all, or one part."""
     name = hashlib.sha256(str(root).encode()).hexdigest()[:8]
     folder = PROJECT / "data" / f"{root.name}-{part or 'whole'}-{name}"
     if not folder.exists():
