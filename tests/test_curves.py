@@ -35,7 +35,7 @@ def test_a_curve_has_a_step_for_each_share_and_begins_with_fine_tuning(rows):
     at_quarter = [row for row in rows if (row["metric"], row["pct"]) == ("mse", 0.25)]
     mean = sum(row["acc_task1"] for row in at_quarter) / 3
     assert curve[1]["acc_task1"] == curve[1]["kept"] == pytest.approx(mean)
-    assert curve[1]["kept_low"] < mean < curve[1]["kept_high"]
+    assert curve[1]["interval/kept_low"] < mean < curve[1]["interval/kept_high"]
     assert [point["step"] for point in records["lwf multi"].curves] == [0]
     assert records["lwf multi"].params["weight"] == 3.0
     assert not {"pct", "seed"} & records["freeze mse multi"].params.keys()

@@ -48,7 +48,9 @@ def _comparable(row: Row) -> Row:
 
 def _record(members: list[Row], points: list[tuple[Row, list[Row]]], params: Params) -> RunRecord:
     spec, first = RunSpec.of(members[0]), members[0]
+    passes = first["hyper"].get("passes")
     named = [first["strategy"], first["metric"], f"twin by {spec.twin}" if spec.twin else None]
+    named += [f"{passes:g} passes" if passes else None]
     name = " ".join(part for part in [*named, spec.head] if part)
     identity = params.model_dump(include=_SAME) | {"curve": name, "hyper": first["settings"]}
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()
@@ -73,5 +75,6 @@ def _measured(rows: list[Row]) -> dict[str, Any]:
             continue
         found[name] = interval.mean
         if interval.low is not None and interval.high is not None:
-            found |= {f"{name}_low": interval.low, f"{name}_high": interval.high}
+            # A section of its own in MLflow's charts.
+            found |= {f"interval/{name}_low": interval.low, f"interval/{name}_high": interval.high}
     return found
