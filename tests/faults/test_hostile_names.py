@@ -44,7 +44,7 @@ def draw_all(folder: Path, names: list[str]) -> dict[str, bytes]:
     draw_saliency(folder / "saliency.png", names, images, maps, maps, names[0])
     draw_best_and_worst(folder / "rank.png", names, evidence, "mse")
     single = [{"label": name} | half for name in names]
-    draw_trade_off(folder / "trade_off.png", points, single, 2)
+    draw_trade_off(folder / "trade_off.png", points, single, 2, names[0])
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
@@ -57,7 +57,7 @@ def test_pictures_with_hostile_names(tally, tmp_path, rounds):
             with fault.trial(f"pictures with {name:.30}"):
                 (tmp_path / str(number)).mkdir()
                 pictures = draw_all(tmp_path / str(number), [name])
-                assert len(pictures) == 3
+                assert len(pictures) == 5
                 for content in pictures.values():
                     Image.open(BytesIO(content)).load()
 
