@@ -48,6 +48,9 @@ def draw_all(folder: Path, names: list[str]) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
+NAMES = ["rank.png", "saliency.png", "trade_off.pdf", "trade_off.png", "trade_off.svg"]
+
+
 @pytest.mark.filterwarnings("ignore:Glyph")
 @pytest.mark.usefixtures("no_mathtext")
 def test_pictures_with_hostile_names(tally, tmp_path, rounds):
@@ -57,9 +60,9 @@ def test_pictures_with_hostile_names(tally, tmp_path, rounds):
             with fault.trial(f"pictures with {name:.30}"):
                 (tmp_path / str(number)).mkdir()
                 pictures = draw_all(tmp_path / str(number), [name])
-                assert len(pictures) == 5
-                for content in pictures.values():
-                    Image.open(BytesIO(content)).load()
+                assert sorted(pictures) == NAMES
+                for name in (name for name in NAMES if name.endswith(".png")):
+                    Image.open(BytesIO(pictures[name])).load()
 
 
 def test_long_names_are_cut_in_pictures(tmp_path):
