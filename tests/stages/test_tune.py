@@ -50,6 +50,7 @@ def _project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     params["rank"]["metrics"] = ["mse"]
     params["tune"] |= GRID
     params["sweep"] |= {"strategies": ["finetune", "freeze", "ewc", "lwf"], "metrics": ["mse"]}
+    params["sweep"]["workers"] = 1  # in this process, which may have read another custom/
     params["runtime"]["threads"] = 1
     yaml.dump(params, folder / "params.yaml")
     for stage in (split, train_first, saliency, visualize, rank, consolidate):
