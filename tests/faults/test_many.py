@@ -34,6 +34,8 @@ def test_two_repros_at_once(tally, rounds, undisturbed, tmp_path):
 
 def test_queue_beside_a_sweep(tally, rounds, before_sweep, tmp_path):
     """Four workers of the queue write into one store while the workspace sweeps."""
+    if not rounds(0, 1):
+        pytest.skip("a queue by itself is tried in tests/workflow; this one in the long form")
     project = before_sweep.copy(tmp_path / "project")
     shares = [0.1, 0.3, 0.6, 0.9, 0.2, 0.4, 0.7, 0.8][: rounds(2, 8)]
     with tally("dvc exp run --queue, 4 workers, beside a sweep") as fault, fault.trial("queue"):
