@@ -15,7 +15,6 @@ from permafrost.tracking import CURVES, RunRecord
 
 # What sets curves of the same name apart; whatever it holds is added to, not replaced.
 _SAME = {"split", "model", "train", "saliency", "visualize", "consolidate", "runtime", "seeds"}
-_LONGEST = 4000  # characters of the tag that names the runs
 
 
 def curve_records(rows: Sequence[Row], params: Params) -> list[RunRecord]:
@@ -61,7 +60,7 @@ def _record(members: list[Row], points: list[tuple[Row, list[Row]]], params: Par
         name=name,
         params={k: v for k, v in shown.items() if k not in ("pct", "seed")},
         curves=[{"step": round(100 * (g["pct"] or 0))} | _measured(rows) for g, rows in points],
-        tags={"kind": "curve", "runs": ",".join(row["key"] for row in members)[:_LONGEST]},
+        tags={"kind": "curve", "runs": ",".join(row["key"] for row in members)},
     )
 
 

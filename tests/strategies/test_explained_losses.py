@@ -160,18 +160,24 @@ def naive_grad_cam(network, lesson, layer, image, chosen):
     return found[0, 0].detach()
 
 
+def losses_beside_lwf(strategy, lesson):
+    """Return a batch's loss by LwM and by LwF, and the batch."""
+    with strategy.while_learning(lesson, Phase(2, 1)) as guard:
+        batch = batch_of(lesson, guard)
+        view = lesson.view(2).eval()
+        loss = guard.objective(view, batch)[0]
+        with Lwf(lesson.head, weight=0.7).while_learning(lesson, Phase(2, 1)) as plain:
+            expected = plain.objective(view, batch)[0]
+    return loss, expected, batch
+
+
 @pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize(("how", "explain"), [("input", input_x_gradient), ("fullgrad", fullgrad)])
 def test_lwm_compares_other_methods_maps(make_lesson_of, head, how, explain):
     strategy = make(f"lwm by {how}", head, strength=2.0)
     lesson = make_lesson_of(Lwm, head)
     old = lwm.old_network(lesson)
-    with strategy.while_learning(lesson, Phase(2, 1)) as guard:
-        batch = batch_of(lesson, guard)
-        view = lesson.view(2).eval()
-        loss = guard.objective(view, batch)[0]
-        with Lwf(head, weight=0.7).while_learning(lesson, Phase(2, 1)) as plain:
-            expected = plain.objective(view, batch)[0]
+    loss, expected, batch = losses_beside_lwf(strategy, lesson)
     before, after = OldHeads(old, lesson), OldHeads(lesson.network, lesson)
     answered = before(batch.images).argmax(1)
     units = [F.normalize(explain(m, batch.images, answered).flatten(1)) for m in (after, before)]
@@ -204,12 +210,7 @@ def test_lwm_compares_captums_maps_of_the_class_that_the_old_network_answers(mak
     lesson = make_lesson_of(Lwm, head)
     old = lwm.old_network(lesson)
     layer = deepest_of_size(lesson.network.view("shared", 0, 1), one_image(lesson), 7)
-    with strategy.while_learning(lesson, Phase(2, 1)) as guard:
-        batch = batch_of(lesson, guard)
-        view = lesson.view(2).eval()
-        loss = guard.objective(view, batch)[0]
-        with Lwf(head, weight=0.7).while_learning(lesson, Phase(2, 1)) as plain:
-            expected = plain.objective(view, batch)[0]
+    loss, expected, batch = losses_beside_lwf(strategy, lesson)
     distances = []
     for image in batch.images:
         embedding = old.view("shared", 0, 1)[:-1](image[None])
