@@ -133,9 +133,9 @@ def planned(strategies, metric="taylor", **tune):
         ("packnet", []),
         ("soft", ["chance", "equal"]),
         ("soft_lwf", ["chance", "equal"]),
-        ("rows", ["chance", "magnitude", "depth", "untrained"]),
-        ("edges", ["chance", "magnitude", "untrained"]),
-        ("circuit_lwf", ["chance", "magnitude", "depth", "untrained"]),
+        ("rows", ["chance", "uniform", "magnitude", "depth", "untrained"]),
+        ("edges", ["chance", "uniform", "magnitude", "untrained"]),
+        ("circuit_lwf", ["chance", "uniform", "magnitude", "depth", "untrained"]),
         ("lwm", ["chance"]),
         ("afc", ["chance", "equal"]),
         ("afc_ranked", ["chance", "equal"]),
@@ -171,6 +171,7 @@ def test_what_is_not_explained_has_no_twin():
     by_size = none | {"mix": 1.0, "by": "magnitude"}
     assert [run.twin for run in planned(["edges"], edges=[by_size])] == [
         None,
+        "uniform",
         "magnitude",
         "untrained",
     ]

@@ -15,13 +15,15 @@ TUNED = [
      "hyper": {"weight": weight, "temperature": 2}}
     for seed in (0, 1) for weight, accuracy in ((1, 0.4), (3, 0.5), (10, 0.45))
 ]  # fmt: skip
+TUNING = [name for name, piece in study.PIECES.items() if piece.get("target") == "tune"]
 
 
 @pytest.fixture
 def images(tmp_path, monkeypatch):
     monkeypatch.setattr(study, "PROJECT", tmp_path / "project")
     monkeypatch.setattr(study, "ROWS", tmp_path / "rows")
-    study.write_rows("tune", TUNED)
+    for name in TUNING:
+        study.write_rows(name, TUNED)
     for part in ("train", "test"):
         for number in range(12):
             folder = tmp_path / f"found/{part}/{number:02}"
@@ -80,6 +82,19 @@ def test_what_is_done_is_not_done_again_and_other_parameters_are_refused(images,
     study.PIECES["piece"]["changes"]["sweep.pcts"] = [0.1]
     with pytest.raises(SystemExit, match="other parameters"):
         study.do_piece("piece", images)
+
+
+def test_the_best_of_several_pieces_is_the_best_on_average(images):
+    """A method is as good as its mean over all of them; one that failed is worth nothing."""
+    other = [dict(row) for row in TUNED]
+    for row in other:
+        weight = row["hyper"]["weight"]
+        row |= {"acc_mean": 1.0 if weight == 10 else 0.1}
+        row |= {"status": "failed"} if (weight, row["seed"]) == (10, 1) else {}
+    study.write_rows("sizes", other)
+    assert study.best_hyperparameters(["tune"])["lwf"] == [{"weight": 3, "temperature": 2}]
+    both = study.best_hyperparameters(["tune", "sizes"])
+    assert both["lwf"] == [{"weight": 10, "temperature": 2}]
 
 
 def test_tuning_comes_first(images):

@@ -271,11 +271,11 @@ def test_a_circuit_relearns_among_the_known_classes(make_network, make_sequence,
     assert network.heads[2].weight.grad is None or not network.heads[2].weight.grad.any()
 
 
-@pytest.mark.parametrize("by", ["score", "magnitude"])
+@pytest.mark.parametrize(("by", "norms"), [("score", "own"), ("magnitude", "first")])
 @pytest.mark.parametrize("head", ["shared", "multi"])
-def test_edges_keep_old_answers_and_their_part(make_network, make_sequence, head, by):
+def test_edges_keep_old_answers_and_their_part(make_network, make_sequence, head, by, norms):
     network, sequence = make_network(tasks=3), make_sequence(tasks=3)
-    strategy = Edges(head, 0.2, by=by)
+    strategy = Edges(head, 0.2, by=by, norms=norms)
     images, seen = torch.rand(5, 3, 32, 32), {}
 
     def note(progress):
@@ -289,6 +289,26 @@ def test_edges_keep_old_answers_and_their_part(make_network, make_sequence, head
     for task in (1, 2):
         mine = sum(int((o == task).sum()) for n, o in owners.items() if "features" in n)
         assert mine / total == pytest.approx(0.2, abs=0.01)
+
+
+@pytest.mark.parametrize("head", ["shared", "multi"])
+def test_edges_may_have_norms_of_their_own(make_network, make_sequence, head):
+    """The last task's are the network's; what is its own is no weight that tasks share."""
+    network, sequence = make_network(tasks=3), make_sequence(tasks=3)
+    memory = learn(Edges(head, 0.2), network, sequence).memory
+    first, second = (part_of(memory, f"own/{task}/") for task in (0, 1))
+    last = network.state_dict()
+    assert set(first) == set(second)
+    assert not part_of(memory, "own/2/")
+    assert not {name for name in first if last[name].ndim == 4}
+    assert ("heads.0.bias" in first) == (head == "shared")
+    norms = [n for n in last if n.endswith(("running_mean", "running_var"))]
+    assert set(norms) < set(first)
+    for name in norms:
+        assert not torch.equal(first[name], second[name])
+        assert not torch.equal(second[name], last[name])
+    held = learn(Edges(head, 0.2, norms="first"), make_network(tasks=3), sequence).memory
+    assert not part_of(held, "own/")
 
 
 def test_edges_by_magnitude_of_equal_shares_are_packnets(make_network, make_sequence, same_bits):

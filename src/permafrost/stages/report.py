@@ -308,8 +308,8 @@ def _twins(rows: list[Row], params: Params) -> list[str]:
     return [
         "### Explained, minus its twin",
         "Differences in points, paired by seed. A twin is the same method with something else in "
-        "the place of the explanation: chance, magnitude, depth, an untrained network, or equal "
-        "weights.",
+        "the place of the explanation: chance, equal shares or weights, magnitude, depth, or an "
+        "untrained network.",
         markdown(["method", "twin", *columns], lines),
     ]
 

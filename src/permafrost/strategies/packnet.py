@@ -12,11 +12,21 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from permafrost.freezing import frozen_weights, plain_copy
 from permafrost.hyper import Allowed
 from permafrost.models import Head, TaskNetwork
-from permafrost.strategies.base import Guard, Lesson, Memory, Phase, Strategy, strategy
+from permafrost.strategies.base import (
+    Guard,
+    Lesson,
+    Memory,
+    Phase,
+    Strategy,
+    part_with,
+    strategy,
+)
 from permafrost.training import part_of
 
 # Which task a weight belongs to: its number from 1, or 0 while it is free.
 OWNER = "owner/"
+# Norms and biases of a task, where each has its own.
+OWN = "own/"
 # How many tasks own weights for good.
 LEARNED = "learned"
 RETRAIN = "retrain"
@@ -48,6 +58,11 @@ class PackNet(Strategy):
     heads: ClassVar[tuple[Head, ...]] = ("shared", "multi")
     remark: ClassVar[str] = "needs the task's identity"
 
+    @property
+    def has_own_norms(self) -> bool:
+        """Return whether each task has norms and biases of its own."""
+        return False
+
     def phases(self, lesson: Lesson) -> list[Phase]:
         """Retrain what pruning has left, then learn the next task."""
         epochs = lesson.config.epochs
@@ -65,11 +80,11 @@ class PackNet(Strategy):
             chosen = {f"{OWNER}{name}": o.to(torch.uint8).cpu() for name, o in owners.items()}
             self._clear(packed, owners, lesson)
             trained = lesson.learned
-            # BatchNorm and biases belong to the first task.
-            fixed = lesson.learned > 1
         else:
-            owners, trained, fixed = _owners(lesson.memory, lesson.device), 0, True
-            chosen = {}
+            owners, trained, chosen = _owners(lesson.memory, lesson.device), 0, {}
+        first = phase.name == RETRAIN and lesson.learned == 1
+        # Else BatchNorm and biases belong to the first task.
+        fixed = not (first or self.has_own_norms)
         masks = {name: owner != trained for name, owner in owners.items()}
         if fixed:
             masks |= _biases(network, self.head)
@@ -80,13 +95,14 @@ class PackNet(Strategy):
         """Note who owns which weight."""
         if phase.name == RETRAIN:
             owners, learned = guard.chosen, lesson.learned
+            owners = owners | part_with(lesson.memory, OWN) | self._own_state(lesson)
         else:
             learned = lesson.learned + 1
             owners = {
                 name: torch.where(owner == 0, learned, owner).to(torch.uint8)
                 for name, owner in lesson.memory.items()
                 if name.startswith(OWNER)
-            }
+            } | part_with(lesson.memory, OWN)
         return owners | {LEARNED: torch.tensor(learned, dtype=torch.uint8)}
 
     def network_for(self, network: TaskNetwork, task: int, memory: Memory) -> TaskNetwork:
@@ -103,7 +119,19 @@ class PackNet(Strategy):
                 if task < learned:  # free weights are the next task's, which may be in training
                     later |= owner == 0
                 packed[name].masked_fill_(later, 0.0)
+        copied.load_state_dict(part_of(memory, f"{OWN}{task}/"), strict=False)
         return copied
+
+    def _own_state(self, lesson: Lesson) -> Memory:
+        """Return what the task that was retrained has of its own."""
+        if not self.has_own_norms:
+            return {}
+        packed = _packed(lesson.network, self.head)
+        return {
+            f"{OWN}{lesson.learned - 1}/{name}": value.cpu().clone()
+            for name, value in lesson.network.state_dict().items()
+            if name not in packed and (self.head == "shared" or not name.startswith("heads."))
+        }
 
     def _clear(
         self, packed: Mapping[str, nn.Parameter], owners: Mapping[str, Tensor], lesson: Lesson

@@ -22,7 +22,7 @@ from permafrost.strategies.base import Lesson, Strategy
 
 # What stands in an explanation's place in controls.
 CHANCE, EQUAL, UNTRAINED = "chance", "equal", "untrained"
-SHARE_TWINS = ("magnitude", "depth", UNTRAINED)
+SHARE_TWINS = ("uniform", "magnitude", "depth", UNTRAINED)
 
 
 @dataclass(frozen=True)
