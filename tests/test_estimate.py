@@ -141,5 +141,5 @@ def _megabytes(width):
     ("seconds", "shown"), [(5, "5 seconds"), (200, "3 minutes"), (9000, "2.5 hours")]
 )
 def test_it_is_told_in_a_line(seconds, shown):
-    line = str(Estimate(3, 12_000, seconds, 1234.5))
+    line = str(Estimate(3, 12_000, {"split@0": 1.0, "sweep": seconds - 1}, 1234.5))
     assert f"3 trainings, 12,000 steps, about {shown} and 1,234 MB" in line

@@ -23,6 +23,7 @@ from permafrost.params import Params
 from permafrost.paths import project_root
 from permafrost.registry import CUSTOM, find_custom
 from permafrost.rehearsal import rehearse
+from permafrost.schedule import note_schedule
 from permafrost.stages.shared import PARAMS, TASKS, VERSION, seed_file
 from permafrost.stages.split import make_tasks
 from permafrost.tensors import load_tasks
@@ -62,7 +63,9 @@ def check_all() -> str:
         sequence, found = _read_images(params, seeds, root)
     rehearse(params, sequence)
     lines = [f"params.yaml and data set are fine. Device: {device.type}.", *_table(sequence), found]
-    lines.append(str(estimate(params, sequence, device)))
+    expected = estimate(params, sequence, device)
+    note_schedule(expected.stages)
+    lines.append(str(expected))
     return "\n".join(line for line in [*lines, *_unknown_to_git()] if line)
 
 
@@ -71,7 +74,7 @@ def _table(sequence: TaskSequence) -> list[str]:
     lines = [f"{'task':>6} {'training':>9} {'validation':>11} {'test':>6}  classes"]
     return lines + [
         f"{index:>6} {len(task.train):>9} {len(task.validation):>11} {len(task.test):>6}  "
-        + shorten(", ".join(task.classes), 60, placeholder=", …")
+        + shorten(", ".join(task.classes), 60, placeholder=" …")
         for index, task in enumerate(sequence.tasks, start=1)
     ]
 

@@ -136,11 +136,19 @@ def _stage_module(stage: str) -> Iterator[ModuleType]:
         stop_on_signals()
         if "DVC_STAGE" in os.environ:
             stop_with_parent(PARENT)
+            _tell_place(os.environ["DVC_STAGE"])
         with uncollected(for_good=True):
             module = import_module(f"permafrost.stages.{stage}")
         stop_if_requested()
         yield module
         stop_if_requested()  # or DVC would begin the next stage
+
+
+def _tell_place(stage: str) -> None:
+    from permafrost.schedule import place
+
+    if where := place(stage):
+        typer.echo(where)
 
 
 def _seed_stage(name: str) -> Callable[..., None]:

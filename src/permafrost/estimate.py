@@ -36,6 +36,7 @@ from permafrost.ranking import needs_images, needs_maps
 from permafrost.ranking.ablation import IMAGES as SILENCED_IMAGES
 from permafrost.ranking.criteria import FILTERS, passes_of
 from permafrost.runs.spec import RunSpec
+from permafrost.schedule import duration
 from permafrost.strategies import STRATEGIES, Lesson
 from permafrost.strategies.ewc import fisher_memory
 from permafrost.strategies.fisher import fisher_diagonal
@@ -47,7 +48,6 @@ from permafrost.variants import variant_spec
 # What every stage takes, in units of what a process takes to begin: DVC's notes and MLflow too.
 _STAGE = 1.5
 _START = time.time() - psutil.Process().create_time()  # until this was imported
-_SEED_STAGES, _STAGES = 8, 6
 # How often something is timed, unless it takes longer in seconds.
 _CALLS, _ENOUGH = 3, 0.1
 
@@ -86,25 +86,28 @@ class Estimate:
         Runs of all seeds, first tasks and trials among them.
     steps : int
         Of all trainings.
-    seconds : float
-        Until all stages are done.
+    stages : dict of str to float
+        Seconds of each stage, by the name and in the order that DVC has them.
     megabytes : float
         On the disk, DVC's cache included.
     """
 
     trainings: int
     steps: int
-    seconds: float
+    stages: dict[str, float]
     megabytes: float
+
+    @property
+    def seconds(self) -> float:
+        """Return how long it takes until all stages are done."""
+        return sum(self.stages.values())
 
     def __str__(self) -> str:
         """Return it in a line."""
-        units = {"hours": 3600, "minutes": 60, "seconds": 1}
-        unit, length = next((u, s) for u, s in units.items() if self.seconds >= 2 * s or s == 1)
-        shown = f"{self.seconds / length:.{int(unit == 'hours')}f} {unit}"
         return (
-            f"From scratch: {self.trainings} trainings, {self.steps:,} steps, about {shown} and "
-            f"{self.megabytes:,.0f} MB on this machine; what is stored is not computed again."
+            f"From scratch: {self.trainings} trainings, {self.steps:,} steps, about "
+            f"{duration(self.seconds)} and {self.megabytes:,.0f} MB on this machine; "
+            "what is stored is not computed again."
         )
 
 
@@ -153,20 +156,29 @@ class _Counted:
 
     def total(self, costs: Costs) -> Estimate:
         """Return what all stages take."""
-        params, seeds = self.params, len(self.params.seeds)
+        params, seeds = self.params, self.params.seeds
         runs, trials, variants = self._runs(), self._trials(), self._variants()
         pooled = dict.fromkeys(run for run in runs if run not in variants)
-        seconds = _STAGE * costs.start * (_SEED_STAGES * seeds + _STAGES)
-        seconds += seeds * (self._first(costs) + self._explaining(costs))
-        seconds += sum(self._seconds(run, costs) for run in variants)
-        sweep = sum(self._seconds(run, costs) for run in pooled)
-        sweep += sum(self._seconds(run, costs, on_validation=True) for run in trials)
-        seconds += sweep / self._at_once()
-        seconds += self._testing_rankings(costs)
-        steps = seeds * self._steps(0, params.train.epochs)
         trained = [*variants, *pooled, *trials]
+        steps = len(seeds) * self._steps(0, params.train.epochs)
         steps += sum(self._steps_of(run) for run in trained)
-        return Estimate(seeds + len(trained), steps, seconds, self._megabytes(len(trained)))
+        of_seeds = {"split": 0.0, "train_first": self._first(costs), **self._explaining(costs)}
+        stages = {f"{name}@{seed}": cost for name, cost in of_seeds.items() for seed in seeds}
+        for seed, run in zip(seeds, variants, strict=True):
+            stages[f"train_second@{seed}"] = self._seconds(run, costs)
+        sweep = sum(self._seconds(run, costs) for run in pooled)
+        tune = sum(self._seconds(run, costs, on_validation=True) for run in trials)
+        stages |= {
+            "evaluate": 0.0,
+            "stability": self._testing_rankings(costs),
+            "tune": tune / self._at_once(),
+            "sweep": sweep / self._at_once(),
+            "report": 0.0,
+            "page": 0.0,
+        }
+        stages = {name: cost + _STAGE * costs.start for name, cost in stages.items()}
+        megabytes = self._megabytes(len(trained))
+        return Estimate(len(seeds) + len(trained), steps, stages, megabytes)
 
     def _runs(self) -> list[RunSpec]:
         first = {name: grid[0] for name, grid in grids(self.params).items()}
@@ -226,12 +238,19 @@ class _Counted:
         return min(self.params.consolidate.fisher_images, len(self.sequence.tasks[task].train))
 
     def _ranking(self, task: int, criteria: list[str], costs: Costs) -> float:
-        images = len(self.sequence.tasks[task].train) * costs.explained
-        maps = images + costs.pictures if any(map(needs_maps, criteria)) else 0.0
+        seconds = self._scoring(task, criteria, costs)
+        if any(map(needs_maps, criteria)):
+            seconds += self._maps(task, costs) + costs.pictures
+        return seconds
+
+    def _maps(self, task: int, costs: Costs) -> float:
+        return len(self.sequence.tasks[task].train) * costs.explained
+
+    def _scoring(self, task: int, criteria: list[str], costs: Costs) -> float:
         # Response criteria share their passes.
         passes = {c: passes_of(c) for c in criteria if needs_images(c)}
         counted = sum(p for p in passes.values() if 1 < p < FILTERS) + (1 in passes.values())
-        seconds = maps + counted * images
+        seconds = counted * self._maps(task, costs)
         if FILTERS in passes.values():  # half the network each, on average, and no way back
             filters = sum(layer.out_channels for layer in conv_layers(self.network).values())
             shown = min(SILENCED_IMAGES, len(self.sequence.tasks[task].train))
@@ -242,12 +261,16 @@ class _Counted:
         epochs, first = self.params.train.epochs, self.sequence.tasks[0]
         return self._steps(0, epochs) * costs.step + epochs * len(first.test) * costs.measured
 
-    def _explaining(self, costs: Costs) -> float:
-        """Return what the stages between the first task and the second take."""
-        seconds = self._ranking(0, ["mse", *self.params.rank.metrics], costs)
-        if _needs_fisher(self.params):
-            seconds += self._informed(0) * costs.informed
-        return seconds
+    def _explaining(self, costs: Costs) -> dict[str, float]:
+        """Return what each of the stages between the first task and the second takes."""
+        informed = self._informed(0) * costs.informed if _needs_fisher(self.params) else 0.0
+        return {
+            "saliency": self._maps(0, costs),
+            "visualize": costs.pictures,
+            "rank": self._scoring(0, self.params.rank.metrics, costs),
+            "freeze": 0.0,
+            "consolidate": informed,
+        }
 
     def _testing_rankings(self, costs: Costs) -> float:
         """Return what stage stability takes: each ranking in six ways, and the truth."""

@@ -32,5 +32,7 @@ def test_a_guide_works_as_it_stands(guide, tmp_path):
     project = Project(tmp_path / "permafrost")
     follow(guide, project)
     assert "fine" in project.run("permafrost", "check")
-    project.run("dvc", "repro")
+    told = project.run("dvc", "repro")
+    numbers = [line.split()[1] for line in told.splitlines() if line.startswith("stage ")]
+    assert numbers == [str(number + 1) for number in range(len(numbers))] != []
     assert {row["status"] for row in project.read("metrics/sweep.json")} == {"done"}
