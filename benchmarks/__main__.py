@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from benchmarks import jobs, measure
-from benchmarks.workflow import workflow_jobs
+from benchmarks.workflow import sweep_jobs, workflow_jobs
 from permafrost.training import resolve_precision
 
 ROUNDS = 5
@@ -47,6 +47,8 @@ def main() -> None:
         results.append(_paper(precision, training, fullgrad[0], pictures, rank, data, evaluation))
     with workflow_jobs() as nothing_to_do:
         results += measure.measure(nothing_to_do, ROUNDS)
+    with sweep_jobs(device) as beside:
+        results += measure.measure(beside, rounds=1)
     peaks = {
         name: max(peak, again)
         for (name, peak), again in zip(peaks.items(), measure.peaks(device).values(), strict=True)

@@ -1,12 +1,15 @@
 """Trainings that are stopped, diverge or are copied; `permafrost track` makes their runs whole."""
 
 import dataclasses
+import getpass
 import shutil
 import sqlite3
+import subprocess
 import time
 from contextlib import closing
 
 import pytest
+from mlflow.tracking import MlflowClient
 
 from mlflow_faults import (
     EPOCHS,
@@ -50,6 +53,27 @@ def test_a_training_that_is_stopped(make_root, fresh, monkeypatch, error, status
         train_runs(root, [0], stop)
     train_runs(root, [0])
     assert runs_of(root / "mlflow.db") == expected([0])
+
+
+def test_a_run_says_what_it_is_and_where_it_is_from(make_root, fresh):
+    """In MLflow's own columns: user, source, commit and data set."""
+    root = make_root()
+    shutil.copy(fresh, root / "mlflow.db")
+    (root / "a").touch()
+    git = ["git", "-C", str(root), "-c", "user.name=a", "-c", "user.email=a@b"]
+    for command in (["init", "-q"], ["add", "a"], ["commit", "-q", "-m", "start"]):
+        subprocess.run([*git, *command], check=True)
+    head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
+    record = RunRecord("some", RUNS, "some", {"dataset": "digits", "split.tasks": 2})
+    with Tracker(root).live(record) as run:
+        run.finish(record)
+    client = MlflowClient(f"sqlite:///{root / 'mlflow.db'}")
+    (run,) = client.search_runs([client.get_experiment_by_name(RUNS).experiment_id])
+    assert run.data.tags["mlflow.user"] == getpass.getuser()
+    assert run.data.tags["mlflow.source.name"] == root.name
+    assert run.data.tags["mlflow.source.git.commit"] == head.stdout.strip()
+    (data,) = run.inputs.dataset_inputs
+    assert data.dataset.name == "digits"
 
 
 def test_a_stopped_training_does_not_wait(make_root, monkeypatch, capfd):

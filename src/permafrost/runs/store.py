@@ -22,7 +22,7 @@ from permafrost.runs.key import is_fresh_wanted, result_key
 from permafrost.runs.outcome import OnEpoch, Outcome, row_facts
 from permafrost.runs.rows import first_task_row, further_row, row_accuracies
 from permafrost.runs.stored import KEPT, MODEL, StoredRuns
-from permafrost.strategies import Progress
+from permafrost.strategies import STRATEGIES, Progress
 from permafrost.tensors import load_tensors, save_tensors
 from permafrost.tracking import (
     FIRST_TASKS,
@@ -331,10 +331,19 @@ def run_record(
             if isinstance(value, float | int) and name not in record["params"]
         },
         curves=_curves(record.get("history", [])),
-        tags={"kind": record["kind"]} | machine_tags(made_on),
+        tags={"kind": record["kind"], "mlflow.note.content": _note(record)} | machine_tags(made_on),
         error=row.get("error"),
         partial=partial,
     )
+
+
+def _note(record: dict[str, Any]) -> str:
+    """Return what a run is, in a line."""
+    name = record.get("about", record.get("row", {})).get("strategy")
+    if name is None:
+        return "The first task, from which all strategies go on."
+    what = (STRATEGIES[name].__doc__ or "").partition("\n")[0] if name in STRATEGIES else ""
+    return what or f"The strategy {name} of the project's own."
 
 
 def _curves(history: list[dict[str, Any]]) -> list[Mapping[str, float]]:

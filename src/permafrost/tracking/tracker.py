@@ -1,13 +1,15 @@
 """One project's runs in MLflow."""
 
+import getpass
 import hashlib
 import json
 import os
 import re
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -29,7 +31,7 @@ from permafrost.tracking.redaction import redact
 from permafrost.tracking.worker import Worker
 
 if TYPE_CHECKING:
-    from mlflow.entities import Run
+    from mlflow.entities import DatasetInput, Run
     from mlflow.tracking import MlflowClient
 
 RUNS, FIRST_TASKS, VARIANTS = "permafrost", "permafrost-first-task", "permafrost-variants"
@@ -334,18 +336,20 @@ class Tracker:
             if not token:
                 return runs
 
-    def _start(self, record: RunRecord) -> str:
+    def _start(self, record: RunRecord, origin: Mapping[str, str] | None = None) -> str:
         from mlflow.entities import Param
 
         for run in self._runs(record.experiment, f"tags.key = '{record.key}'"):
             if self._owns(run):
                 self._connect().delete_run(run.info.run_id)
-        tags = record.all_tags | {"project": self.place.here}
+        tags = record.all_tags | {"project": self.place.here} | dict(origin or {})
         run = self._connect().create_run(
             self._experiment(record.experiment), run_name=record.name, tags=tags
         )
         params = [Param(name, str(value)) for name, value in record.params.items()]
         self._connect().log_batch(run.info.run_id, params=params)
+        if "dataset" in record.params:
+            self._connect().log_inputs(run.info.run_id, [_data(record.params)])
         return str(run.info.run_id)
 
     def _owns(self, run: "Run") -> bool:
@@ -475,7 +479,8 @@ class LiveRun:
         self._tracker._attempt(lambda: self._stop(status))
 
     def _start(self) -> None:
-        self._run_id = self._tracker._start(self._record)
+        origin = _origin(self._tracker.root)
+        self._run_id = self._tracker._start(self._record, origin)
 
     def _stop(self, status: str) -> None:
         if self._run_id:  # or it was never begun
@@ -490,6 +495,29 @@ def _is_whole(run: "Run") -> bool:
     """Return whether a training came to its end, be it by diverging."""
     diverged = run.info.status == _FAILED and "error" in run.data.tags
     return run.info.status == _FINISHED or diverged
+
+
+def _origin(root: Path) -> dict[str, str]:
+    """Return who trains, where and with which commit checked out, as MLflow's own tags."""
+    tags = {"mlflow.source.name": root.resolve().name, "mlflow.source.type": "LOCAL"}
+    with suppress(OSError, KeyError):  # a user without a name
+        tags["mlflow.user"] = getpass.getuser()
+    command = ["git", "-C", str(root), "rev-parse", "HEAD"]
+    with suppress(OSError, subprocess.SubprocessError):  # no git, or no commit
+        found = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True)
+        tags["mlflow.source.git.commit"] = found.stdout.strip()
+    return tags
+
+
+def _data(params: Mapping[str, Any]) -> "DatasetInput":
+    """Return the data set of a run and how it was divided, as MLflow shows it."""
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    about = {n: str(v) for n, v in params.items() if n == "dataset" or n.startswith("split.")}
+    text = json.dumps(about, sort_keys=True)
+    digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+    data = Dataset(str(params["dataset"]), digest, "permafrost", text)
+    return DatasetInput(data, [InputTag("mlflow.data.context", "training")])
 
 
 def _now() -> int:
