@@ -37,6 +37,7 @@ FOUND = {"sweep": "metrics/sweep.json", "tune": "metrics/trials.json"}
 BIN = Path(sys.executable).parent
 # A share of each class of the digits is tested on at the end, and seen by no piece that chooses.
 _DIGITS_TEST = 0.25
+_DRAWS = "custom.draws:"
 
 
 def main() -> None:
@@ -89,21 +90,38 @@ def run_workflow(params: dict[str, Any], target: str) -> list[dict[str, Any]]:
     for command in (["permafrost", "check"], ["dvc", "repro", target]):
         run = [str(BIN / command[0]), *command[1:]]
         subprocess.run(run, cwd=PROJECT, check=True, env=os.environ | {"PATH": path})
-    stored, found = StoredRuns(PROJECT), load_record(PROJECT / FOUND[target])
-    return [
-        row | {"seconds": stored.seconds(row["key"])}
-        for row in (found["trials"] if target == "tune" else found)
-    ]
+    found = load_record(PROJECT / FOUND[target])
+    return [with_facts(row) for row in (found["trials"] if target == "tune" else found)]
+
+
+def with_facts(row: dict[str, Any]) -> dict[str, Any]:
+    """Add a run's seconds and the drift of each layer; tell its draw by chance, if it is one."""
+    stored = StoredRuns(PROJECT)
+    record = (stored.result(row["key"]) or {}).get("record", {})
+    facts = {"seconds": stored.seconds(row["key"]), "drift": _drift(record), "draw": row["metric"]}
+    is_draw = str(row["metric"]).startswith(_DRAWS)
+    return row | facts | ({"metric": "random"} if is_draw else {})
+
+
+def _drift(record: dict[str, Any]) -> dict[str, float]:
+    """Return the mean drift of each layer's responses, over all of its filters."""
+    drift = {}
+    for layer, parts in record.get("drift", {}).items():
+        count = record["filters"][layer]
+        frozen = record["frozen"].get(layer, 0)
+        sums = (parts["frozen"] or 0.0) * frozen + (parts["live"] or 0.0) * (count - frozen)
+        drift[layer] = sums / count
+    return drift
 
 
 def prepare_project() -> None:
     """Make the project in which all pieces run, if it is not there: they share first tasks."""
-    if (PROJECT / ".dvc/config").exists():
-        return
-    shutil.rmtree(PROJECT, ignore_errors=True)
-    subprocess.run([BIN / "permafrost", "init", PROJECT], check=True, capture_output=True)
-    for command in (["git", "init", "-q"], [str(BIN / "dvc"), "init", "-q"]):
-        subprocess.run(command, cwd=PROJECT, check=True)
+    if not (PROJECT / ".dvc/config").exists():
+        shutil.rmtree(PROJECT, ignore_errors=True)
+        subprocess.run([BIN / "permafrost", "init", PROJECT], check=True, capture_output=True)
+        for command in (["git", "init", "-q"], [str(BIN / "dvc"), "init", "-q"]):
+            subprocess.run(command, cwd=PROJECT, check=True)
+    shutil.copy(Path(__file__).with_name("draws.py"), PROJECT / "custom")
 
 
 def visible(root: Path, part: str | None) -> Path:

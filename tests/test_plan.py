@@ -47,6 +47,8 @@ def test_the_cells_of_smaller_sweeps():
         make_joint(0, "expanding", 1),
         make_joint(0, "expanding", 3),
     ]
+    params = make_params(seeds=[3, 4, 5], sweep=sweep | {"joint_seeds": 2})
+    assert [spec.seed for spec in sweep_runs(params, chosen_for(params))] == [3, 3, 4, 4]
     params = make_params(sweep={"strategies": ["finetune"], "metrics": [], "pcts": []})
     assert sweep_runs(params, chosen_for(params)) == [FINETUNE]
 

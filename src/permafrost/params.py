@@ -294,6 +294,7 @@ class Sweep(_Section):
     pcts: Annotated[list[Share], AfterValidator(_unique)] = [0.25, 0.5, 0.75]
     heads: Annotated[list[str], AfterValidator(_unique), Field(min_length=1)] = ["shared"]
     twins: bool = False
+    joint_seeds: Annotated[int, Field(ge=1)] | None = None
     workers: int = Field(2, ge=1, le=256)
 
 

@@ -26,7 +26,7 @@ def sweep_runs(params: Params, chosen: Chosen) -> list[RunSpec]:
     """Return every run of the sweep: strategies x metrics x pcts x heads x seeds, and their twins.
 
     ``freeze`` comes with each of ``sweep.pcts`` and the chosen share; ``joint`` in both lengths,
-    under each head and under one softmax of all classes.
+    under each head and under one softmax of all classes, for the first ``sweep.joint_seeds``.
     """
     sweep = params.sweep
     runs = []
@@ -44,7 +44,9 @@ def sweep_runs(params: Params, chosen: Chosen) -> list[RunSpec]:
         tasks = len(params.split.sizes)
         runs += [
             RunSpec("joint", seed, head, hyper=(("passes", passes),))
-            for head, seed, passes in product(joint_heads, params.seeds, (1, tasks))
+            for head, seed, passes in product(
+                joint_heads, params.seeds[: sweep.joint_seeds], (1, tasks)
+            )
         ]
     if sweep.twins:
         runs += [twin for run in runs for twin in twins_of(run)]

@@ -76,6 +76,26 @@ def test_a_run_says_what_it_is_and_where_it_is_from(make_root, fresh):
     assert data.dataset.name == "digits"
 
 
+def test_another_process_notes_the_same_data_set_first(make_root, fresh, monkeypatch, capfd):
+    root, calls, note = make_root(), [], MlflowClient.log_inputs
+    shutil.copy(fresh, root / "mlflow.db")
+
+    def late(*arguments):
+        calls.append(arguments)
+        if len(calls) == 1:
+            raise RuntimeError("UNIQUE constraint failed: datasets.name")
+        return note(*arguments)
+
+    monkeypatch.setattr(MlflowClient, "log_inputs", late)
+    record = RunRecord("some", RUNS, "some", {"dataset": "digits"})
+    with Tracker(root).live(record) as run:
+        run.finish(record)
+    client = MlflowClient(f"sqlite:///{root / 'mlflow.db'}")
+    (run,) = client.search_runs([client.get_experiment_by_name(RUNS).experiment_id])
+    assert (run.info.status, len(run.inputs.dataset_inputs)) == ("FINISHED", 1)
+    assert told(capfd.readouterr().err) == []
+
+
 def test_a_stopped_training_does_not_wait(make_root, monkeypatch, capfd):
     monkeypatch.setattr(tracker, "STOPPED_WAIT", 0.5)
     with serve(never) as (uri, _):

@@ -16,6 +16,8 @@ from permafrost.stages.evaluate import summarise
 from permafrost.stages.report import comparison, tables
 from permafrost.tables import percent
 
+CHOICES = {"shared": {"freeze": {"chosen": {"pct": 0.125}, "trials": [], "at_edge": []}}}
+
 
 def row(seed: int, strategy: str = "freeze", **more) -> dict:
     own = {"metric": "mse", "pct": 0.125} if strategy == "freeze" else {"metric": None, "pct": None}
@@ -110,9 +112,8 @@ def test_the_comparison_holds_the_tables_numbers():
 
 def three_tasks(**more) -> str:
     rows = [row(0, acc_task3=0.25, R=[[]] * 3 + [[0.85, 0.5, 0.25]])]
-    choices = {"shared": {"freeze": {"chosen": {"pct": 0.125}, "trials": [], "at_edge": []}}}
     split = {"tasks": 3, "classes_per_task": 3}
-    return tables(rows, Params(seeds=[0], split=split, **more), choices)
+    return tables(rows, Params(seeds=[0], split=split, **more), CHOICES)
 
 
 def test_the_tables_of_three_tasks():
@@ -206,6 +207,13 @@ def test_one_seed_has_no_bars_and_no_word_of_them(drawn):
     assert title == "Kept and learned\ndigits, head shared, 3 seeds"
 
 
+def test_joint_training_of_fewer_seeds_says_so():
+    rows = [row(seed, "finetune") for seed in (0, 1, 2)]
+    rows += [row(0, "joint", hyper={"passes": 2})]
+    text = tables(rows, Params(seeds=[0, 1, 2]), CHOICES)
+    assert ["(1 seed)" in line for line in text.splitlines() if "joint" in line] == [True]
+
+
 def test_twins_are_lines_of_their_own_and_paired_by_seed():
     """Seed 2 has no twin, and so counts in no difference."""
     rows = [
@@ -221,11 +229,10 @@ def test_twins_are_lines_of_their_own_and_paired_by_seed():
     rows += [
         row(seed, "soft", metric="mse", twin="chance", acc_task1=0.5 + seed / 10) for seed in (0, 1)
     ]
-    choices = {"shared": {"freeze": {"chosen": {"pct": 0.125}, "trials": [], "at_edge": []}}}
-    text = tables(rows, Params(seeds=[0, 1, 2], sweep={"twins": True}), choices)
+    text = tables(rows, Params(seeds=[0, 1, 2], sweep={"twins": True}), CHOICES)
     assert "| soft | chance | 10.0 (10.0 to 10.0) | 0.0 (0.0 to 0.0) | 0.0 (0.0 to 0.0) |" in text
     assert "\n| soft, twin by chance | 55.0 " in text
     assert "\n| soft | 70.0 " in text
     compared = comparison(rows, Params(seeds=[0, 1, 2]))["shared"]
     assert compared["soft, twin by chance"]["seeds"] == 2
-    assert "its twin" not in tables(rows, Params(seeds=[0, 1, 2]), choices)
+    assert "its twin" not in tables(rows, Params(seeds=[0, 1, 2]), CHOICES)

@@ -366,6 +366,8 @@ def _joint_lines(
     lines: list[tuple[list[str], list[Row]]] = []
     for group, members in groups(joint, "passes", "head"):
         length = f"joint, {_length(group['passes'], params)}"
+        if len(members) < len(params.seeds):
+            length += " (1 seed)" if len(members) == 1 else f" ({len(members)} seeds)"
         if group["head"] == rows[0]["head"]:
             lines.append(([length], members))
         elif group["head"] == "expanding":

@@ -349,8 +349,15 @@ class Tracker:
         params = [Param(name, str(value)) for name, value in record.params.items()]
         self._connect().log_batch(run.info.run_id, params=params)
         if "dataset" in record.params:
-            self._connect().log_inputs(run.info.run_id, [_data(record.params)])
+            self._log_data(run.info.run_id, record)
         return str(run.info.run_id)
+
+    def _log_data(self, run_id: str, record: RunRecord) -> None:
+        data = [_data(record.params)]
+        try:
+            self._connect().log_inputs(run_id, data)
+        except Exception:  # another process has just noted the same data set
+            self._connect().log_inputs(run_id, data)
 
     def _owns(self, run: "Run") -> bool:
         """Return whether this project has logged a run: others write to the same server."""
