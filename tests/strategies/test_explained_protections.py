@@ -271,11 +271,11 @@ def test_a_circuit_relearns_among_the_known_classes(make_network, make_sequence,
     assert network.heads[2].weight.grad is None or not network.heads[2].weight.grad.any()
 
 
-@pytest.mark.parametrize(("by", "norms"), [("score", "own"), ("magnitude", "first")])
+@pytest.mark.parametrize(("by", "start"), [("score", "whole"), ("magnitude", "pruned")])
 @pytest.mark.parametrize("head", ["shared", "multi"])
-def test_edges_keep_old_answers_and_their_part(make_network, make_sequence, head, by, norms):
+def test_edges_keep_old_answers_and_their_part(make_network, make_sequence, head, by, start):
     network, sequence = make_network(tasks=3), make_sequence(tasks=3)
-    strategy = Edges(head, 0.2, by=by, norms=norms)
+    strategy = Edges(head, 0.2, by=by, start=start)
     images, seen = torch.rand(5, 3, 32, 32), {}
 
     def note(progress):
@@ -307,8 +307,30 @@ def test_edges_may_have_norms_of_their_own(make_network, make_sequence, head):
     for name in norms:
         assert not torch.equal(first[name], second[name])
         assert not torch.equal(second[name], last[name])
-    held = learn(Edges(head, 0.2, norms="first"), make_network(tasks=3), sequence).memory
+    held = learn(Edges(head, 0.2, start="pruned"), make_network(tasks=3), sequence).memory
     assert not part_of(held, "own/")
+
+
+def test_the_next_task_begins_with_the_whole_network(make_network, make_sequence):
+    """All weights that no task owns, and the norms, are as before; or weights are at zero."""
+    sequence = make_sequence()
+    for start in ("whole", "pruned"):
+        network, strategy = make_network(), Edges("multi", 0.2, start=start)
+        before = copy.deepcopy(network.state_dict())
+        lesson = make_lesson(network, sequence, 1, start=before)
+        phase = Phase(0, 0, "retrain")
+        with strategy.while_learning(lesson, phase) as guard:
+            pass
+        kept = copy.deepcopy(network.state_dict())
+        owners = part_of(strategy.after_phase(lesson, phase, guard), "owner/")
+        for name, value in network.state_dict().items():
+            if name in owners:
+                assert torch.equal(value[owners[name] == 1], kept[name][owners[name] == 1])
+                free = value[owners[name] == 0]
+                expected = before[name][owners[name] == 0]
+                assert torch.equal(free, expected if start == "whole" else 0 * expected)
+            else:
+                assert torch.equal(value, (before if start == "whole" else kept)[name])
 
 
 def test_edges_by_magnitude_of_equal_shares_are_packnets(make_network, make_sequence, same_bits):

@@ -13,7 +13,7 @@ from permafrost.strategies.rescaling import rescale, weight_norms
 from permafrost.strategies.sized import CHANCE, SHARE_TWINS, Sized, weight_scores
 
 BY = ("score", "magnitude")
-NORMS = ("own", "first")
+STARTS = ("whole", "pruned")
 
 
 @strategy("edges")
@@ -27,23 +27,23 @@ class Edges(Sized, PackNet):
     are retrained, those of each layer are scaled to the norm that the layer had, and the
     BatchNorm's statistics with them: behind a norm this changes no answer, while smaller weights
     would learn faster. Later tasks' weights stand beside others that are fixed, and stay as they
-    are. By magnitude with uniform shares and the first task's norms it is PackNet with scaled
-    weights.
+    are. By magnitude, with uniform shares and a pruned start, it is PackNet with scaled weights.
 
     Attributes
     ----------
     by : {"score", "magnitude"}
         ``score``: :func:`~permafrost.strategies.sized.weight_scores`, |w · g|.
-    norms : {"own", "first"}
-        ``own``: each task has BatchNorms and biases of its own, which start as those of the task
-        before. ``first``: PackNet's way, all have the first task's.
+    start : {"whole", "pruned"}
+        What the next task begins with. ``whole``: the network as it was before it was pruned, but
+        for the weights that tasks own, with norms and biases of the task's own from then on.
+        ``pruned``: PackNet's way, the others at zero, and the first task's norms and biases.
     """
 
     by: str = "score"
-    norms: str = "own"
+    start: str = "whole"
     prune: float = field(default=0.0, init=False)  # not read
 
-    hyper: ClassVar[dict[str, Allowed]] = {**Sized.hyper, "by": BY, "norms": NORMS}
+    hyper: ClassVar[dict[str, Allowed]] = {**Sized.hyper, "by": BY, "start": STARTS}
     # By depth the deepest layers' norms would be fixed while next to nothing passes them.
     twins: ClassVar[tuple[str, ...]] = (CHANCE, *(t for t in SHARE_TWINS if t != "depth"))
 
@@ -54,9 +54,9 @@ class Edges(Sized, PackNet):
         return tuple(twin for twin in super().controls(hyper) if is_scored or twin != CHANCE)
 
     @property
-    def has_own_norms(self) -> bool:
-        """Return whether each task has norms and biases of its own."""
-        return self.norms == "own"
+    def starts_whole(self) -> bool:
+        """Return whether a task begins with all weights, and norms and biases of its own."""
+        return self.start == "whole"
 
     def _clear(
         self, packed: Mapping[str, nn.Parameter], owners: Mapping[str, Tensor], lesson: Lesson

@@ -59,8 +59,8 @@ class PackNet(Strategy):
     remark: ClassVar[str] = "needs the task's identity"
 
     @property
-    def has_own_norms(self) -> bool:
-        """Return whether each task has norms and biases of its own."""
+    def starts_whole(self) -> bool:
+        """Return whether a task begins with all weights, and norms and biases of its own."""
         return False
 
     def phases(self, lesson: Lesson) -> list[Phase]:
@@ -84,7 +84,7 @@ class PackNet(Strategy):
             owners, trained, chosen = _owners(lesson.memory, lesson.device), 0, {}
         first = phase.name == RETRAIN and lesson.learned == 1
         # Else BatchNorm and biases belong to the first task.
-        fixed = not (first or self.has_own_norms)
+        fixed = not (first or self.starts_whole)
         masks = {name: owner != trained for name, owner in owners.items()}
         if fixed:
             masks |= _biases(network, self.head)
@@ -95,7 +95,10 @@ class PackNet(Strategy):
         """Note who owns which weight."""
         if phase.name == RETRAIN:
             owners, learned = guard.chosen, lesson.learned
-            owners = owners | part_with(lesson.memory, OWN) | self._own_state(lesson)
+            owners = owners | part_with(lesson.memory, OWN)
+            if self.starts_whole:
+                owners = owners | self._own_state(lesson)
+                _give_back(lesson, _owners(owners, lesson.device))
         else:
             learned = lesson.learned + 1
             owners = {
@@ -124,8 +127,6 @@ class PackNet(Strategy):
 
     def _own_state(self, lesson: Lesson) -> Memory:
         """Return what the task that was retrained has of its own."""
-        if not self.has_own_norms:
-            return {}
         packed = _packed(lesson.network, self.head)
         return {
             f"{OWN}{lesson.learned - 1}/{name}": value.cpu().clone()
@@ -170,6 +171,15 @@ def _freed(owner: Tensor, task: int, scores: Tensor, kept: int) -> Tensor:
     least = scores.to(owner.device).flatten()[mine].argsort(stable=True)
     freed = mine[least[: max(0, len(mine) - kept)]]
     return owner.flatten().index_fill(0, freed, 0).view(owner.shape)
+
+
+def _give_back(lesson: Lesson, owners: Mapping[str, Tensor]) -> None:
+    """Make the network what it was before it was pruned, but for the weights that have owners."""
+    now = lesson.network.state_dict()
+    before = {name: value.to(lesson.device) for name, value in lesson.start.items()}
+    kept = {name: torch.where(o == 0, before[name], now[name]) for name, o in owners.items()}
+    heads = {name: value for name, value in now.items() if name.startswith("heads.")}
+    lesson.network.load_state_dict(before | heads | kept)
 
 
 def _refuse_others(network: TaskNetwork) -> None:
