@@ -3,7 +3,7 @@
 import pytest
 
 from pages import made_rows
-from permafrost.curves import curve_records
+from permafrost.curves import VIEW, curve_records, curves_view
 from permafrost.params import Params
 from permafrost.tracking import CURVES, Tracker
 
@@ -41,6 +41,17 @@ def test_a_curve_has_a_step_for_each_share_and_begins_with_fine_tuning(rows):
     assert not {"pct", "seed"} & records["freeze mse multi"].params.keys()
     wanted = [row["key"] for row in rows if row["metric"] == "mse"]
     assert records["freeze mse multi"].tags["runs"].split(",") == wanted
+
+
+def test_the_view_shows_what_curves_have(rows):
+    view = curves_view()
+    measured = curve_records(rows, PARAMS)[0].curves[0]
+    assert [chart["metricKey"] for chart in view["compareRunCharts"]] == [
+        name for name in ("kept", "learned", "acc_mean", "forgetting") if name in measured
+    ]
+    sections = {section["uuid"]: section["display"] for section in view["compareRunSections"]}
+    assert {chart["metricSectionId"] for chart in view["compareRunCharts"]} == {VIEW}
+    assert sections == {VIEW: True, "more": False, "interval": False}
 
 
 def test_a_further_share_belongs_to_the_same_curve_and_other_settings_do_not(rows):

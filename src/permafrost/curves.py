@@ -17,6 +17,55 @@ from permafrost.tracking import CURVES, RunRecord
 _SAME = {"split", "model", "train", "saliency", "visualize", "consolidate", "runtime", "seeds"}
 
 
+# The view of the curves that `permafrost ui` opens.
+VIEW = "permafrost"
+_CHARTS = ("kept", "learned", "acc_mean", "forgetting")
+
+
+def curves_view() -> dict[str, Any]:
+    """Return the view of the curves as MLflow's page keeps one: which charts, in which order.
+
+    Four charts against the percent of frozen filters, all runs by name; the intervals are folded.
+    """
+    shown = {
+        "uuid": VIEW,
+        "name": "Percent of filters frozen",
+        "display": True,
+        "columns": 2,
+    }
+    more = {"uuid": "more", "name": "Model metrics", "display": False, "isGenerated": True}
+    intervals = {"uuid": "interval", "name": "interval", "display": False, "isGenerated": True}
+    sections = [shown, more, intervals]
+    return {
+        "orderByKey": "tags.`mlflow.runName`",
+        "orderByAsc": True,
+        "runsHiddenMode": "SHOWALL",
+        "hideEmptyCharts": True,
+        "compareRunCharts": [_chart(metric) for metric in _CHARTS],
+        "compareRunSections": [{"isReordered": True, "deleted": False} | s for s in sections],
+    }
+
+
+def _chart(metric: str) -> dict[str, Any]:
+    return {
+        "uuid": metric,
+        "type": "LINE",
+        "metricSectionId": VIEW,
+        "deleted": False,
+        "isGenerated": False,
+        "displayName": metric,
+        "metricKey": metric,
+        "selectedMetricKeys": [metric],
+        "lineSmoothness": 0,
+        "scaleType": "linear",
+        "xAxisScaleType": "linear",
+        "xAxisKey": "step",
+        "yAxisKey": "metric",
+        "runsCountToCompare": 100,
+        "range": {},
+    }
+
+
 def curve_records(rows: Sequence[Row], params: Params) -> list[RunRecord]:
     """Return a run for each curve of the comparison: strategy, metric, head and all but the share.
 

@@ -16,6 +16,7 @@ from typing import Any
 from urllib.request import urlopen
 
 from permafrost.artifacts import load_record
+from permafrost.curves import VIEW, curves_view
 from permafrost.errors import InputError
 from permafrost.outputs import curves_of_outputs, runs_of_outputs
 from permafrost.paths import cached_files, project_root
@@ -149,9 +150,10 @@ def serve_ui(port: int) -> int:
     tracker = Tracker(project_root())
     try:
         experiment = tracker.experiment_id(CURVES)
+        tracker.save_view(CURVES, VIEW, curves_view())
     except TrackingError as error:
         raise InputError(str(error)) from None
-    path = f"#/experiments/{experiment}/runs?compareRunsMode=CHART"
+    path = f"#/experiments/{experiment}/runs?compareRunsMode=CHART&viewStateShareKey={VIEW}"
     if tracker.uri.startswith("http"):
         print(f"Compare the runs at {redact(tracker.uri, tracker.uri).rstrip('/')}/{path}")
         return 0

@@ -1,6 +1,7 @@
 """Single commands in a copy of the project whose workflow has run: kill -9, damage, the UI."""
 
 import hashlib
+import json
 import os
 import shutil
 import signal
@@ -346,9 +347,17 @@ def test_ui_opens_on_the_right_store(project: Project) -> None:
         url = "http://127.0.0.1:5917/api/2.0/mlflow/experiments/get-by-name?experiment_name=permafrost"
         with urllib.request.urlopen(url) as answer:
             assert str(project.folder / "mlruns") in answer.read().decode()
+        curves = f"{url}-curves"
+        with urllib.request.urlopen(curves) as answer:
+            tags = json.load(answer)["experiment"]["tags"]
+        (view,) = [
+            tag["value"] for tag in tags if tag["key"] == "mlflow.sharedViewState.permafrost"
+        ]
+        assert json.loads(json.loads(view)["state"])["compareRunCharts"]
         assert len(psutil.Process(process.pid).children(recursive=True)) > 1
     finally:
         process.terminate()
         output, _ = process.communicate(timeout=30)
     assert not answers()  # the server's own processes have ended, too
     assert "http://127.0.0.1:5917/#/experiments/" in output
+    assert "viewStateShareKey=permafrost" in output

@@ -208,6 +208,14 @@ class Tracker:
         with self._told():
             return self._experiment(name)
 
+    def save_view(self, experiment: str, name: str, state: Mapping[str, Any]) -> None:
+        """Keep a view of an experiment's page under a name, as that page does; raise likewise."""
+        view = {"name": name, "createdAt": 0, "updatedAt": 0, "state": json.dumps(dict(state))}
+        with self._told():
+            number = self._experiment(experiment)
+            tag = f"mlflow.sharedViewState.{name}"
+            self._connect().set_experiment_tag(number, tag, json.dumps(view))
+
     # How the store is waited for. The worker's thread may hang as long as it likes.
 
     @contextmanager
