@@ -12,21 +12,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from permafrost.freezing import frozen_weights, plain_copy
 from permafrost.hyper import Allowed
 from permafrost.models import Head, TaskNetwork
-from permafrost.strategies.base import (
-    Guard,
-    Lesson,
-    Memory,
-    Phase,
-    Strategy,
-    part_with,
-    strategy,
-)
+from permafrost.strategies.base import Guard, Lesson, Memory, Phase, Strategy, strategy
 from permafrost.training import part_of
 
 # Which task a weight belongs to: its number from 1, or 0 while it is free.
 OWNER = "owner/"
-# Norms and biases of a task, where each has its own.
-OWN = "own/"
 # How many tasks own weights for good.
 LEARNED = "learned"
 RETRAIN = "retrain"
@@ -58,11 +48,6 @@ class PackNet(Strategy):
     heads: ClassVar[tuple[Head, ...]] = ("shared", "multi")
     remark: ClassVar[str] = "needs the task's identity"
 
-    @property
-    def starts_whole(self) -> bool:
-        """Return whether a task begins with all weights, and norms and biases of its own."""
-        return False
-
     def phases(self, lesson: Lesson) -> list[Phase]:
         """Retrain what pruning has left, then learn the next task."""
         epochs = lesson.config.epochs
@@ -82,9 +67,7 @@ class PackNet(Strategy):
             trained = lesson.learned
         else:
             owners, trained, chosen = _owners(lesson.memory, lesson.device), 0, {}
-        first = phase.name == RETRAIN and lesson.learned == 1
-        # Else BatchNorm and biases belong to the first task.
-        fixed = not (first or self.starts_whole)
+        fixed = self.fixes_norms(lesson, phase)
         masks = {name: owner != trained for name, owner in owners.items()}
         if fixed:
             masks |= _biases(network, self.head)
@@ -95,18 +78,19 @@ class PackNet(Strategy):
         """Note who owns which weight."""
         if phase.name == RETRAIN:
             owners, learned = guard.chosen, lesson.learned
-            owners = owners | part_with(lesson.memory, OWN)
-            if self.starts_whole:
-                owners = owners | self._own_state(lesson)
-                _give_back(lesson, _owners(owners, lesson.device))
+            owners = owners | self._after_retraining(lesson, owners)
         else:
             learned = lesson.learned + 1
             owners = {
                 name: torch.where(owner == 0, learned, owner).to(torch.uint8)
                 for name, owner in lesson.memory.items()
                 if name.startswith(OWNER)
-            } | part_with(lesson.memory, OWN)
-        return owners | {LEARNED: torch.tensor(learned, dtype=torch.uint8)}
+            }
+        return lesson.memory | owners | {LEARNED: torch.tensor(learned, dtype=torch.uint8)}
+
+    def fixes_norms(self, lesson: Lesson, phase: Phase) -> bool:
+        """Return whether BatchNorms and biases hold still: they belong to the first task."""
+        return phase.name != RETRAIN or lesson.learned > 1
 
     def network_for(self, network: TaskNetwork, task: int, memory: Memory) -> TaskNetwork:
         """Return a copy in which only the weights of this and earlier tasks are not zero."""
@@ -122,17 +106,12 @@ class PackNet(Strategy):
                 if task < learned:  # free weights are the next task's, which may be in training
                     later |= owner == 0
                 packed[name].masked_fill_(later, 0.0)
-        copied.load_state_dict(part_of(memory, f"{OWN}{task}/"), strict=False)
         return copied
 
-    def _own_state(self, lesson: Lesson) -> Memory:
-        """Return what the task that was retrained has of its own."""
-        packed = _packed(lesson.network, self.head)
-        return {
-            f"{OWN}{lesson.learned - 1}/{name}": value.cpu().clone()
-            for name, value in lesson.network.state_dict().items()
-            if name not in packed and (self.head == "shared" or not name.startswith("heads."))
-        }
+    def _after_retraining(self, lesson: Lesson, owners: Memory) -> Memory:
+        """Return what else is kept of the task that was retrained; the network may be changed."""
+        del lesson, owners
+        return {}
 
     def _clear(
         self, packed: Mapping[str, nn.Parameter], owners: Mapping[str, Tensor], lesson: Lesson
@@ -171,15 +150,6 @@ def _freed(owner: Tensor, task: int, scores: Tensor, kept: int) -> Tensor:
     least = scores.to(owner.device).flatten()[mine].argsort(stable=True)
     freed = mine[least[: max(0, len(mine) - kept)]]
     return owner.flatten().index_fill(0, freed, 0).view(owner.shape)
-
-
-def _give_back(lesson: Lesson, owners: Mapping[str, Tensor]) -> None:
-    """Make the network what it was before it was pruned, but for the weights that have owners."""
-    now = lesson.network.state_dict()
-    before = {name: value.to(lesson.device) for name, value in lesson.start.items()}
-    kept = {name: torch.where(o == 0, before[name], now[name]) for name, o in owners.items()}
-    heads = {name: value for name, value in now.items() if name.startswith("heads.")}
-    lesson.network.load_state_dict(before | heads | kept)
 
 
 def _refuse_others(network: TaskNetwork) -> None:
