@@ -123,6 +123,7 @@ function showFilter(layer, row) {
 function showLayer(index) {
   const layer = data.gallery.layers[index];
   chooseTab(layers, layers.children[index]);
+  grid.parentElement.setAttribute("aria-label", `filters of ${layer.layer}`);
   const count = layer.shown.length;
   grid.replaceChildren(...layer.shown.map((filter, row) => {
     const button = element("button", {
@@ -139,6 +140,7 @@ function showLayer(index) {
 data.gallery.layers.forEach((layer, index) => {
   const button = element("button", { textContent: layer.layer, onclick: () => showLayer(index) });
   button.setAttribute("role", "tab");
+  button.setAttribute("aria-controls", "layer");
   layers.append(button);
 });
 withArrows(layers);
