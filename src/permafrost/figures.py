@@ -34,6 +34,16 @@ def notebook_figure(rows: int, columns: int, *, figsize: tuple[float, float]) ->
     return figure, figure.subplots(rows, columns, squeeze=False)
 
 
+def show_picture(axis: Any, picture: Any, title: str = "", **options: Any) -> None:
+    """Draw a picture without ticks, its title small; options are those of ``imshow``."""
+    import numpy as np
+
+    axis.imshow(np.asarray(picture), **options)
+    axis.set_title(title, fontsize=8)
+    axis.set_xticks([])
+    axis.set_yticks([])
+
+
 def save(figure: Any, path: Path, dpi: int = 110) -> None:
     """Write a figure as PNG."""
     from matplotlib.text import Text

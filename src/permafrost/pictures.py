@@ -2,25 +2,17 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from permafrost.data import Normalization
-from permafrost.figures import cut, save, subplots
+from permafrost.figures import cut, save, show_picture, subplots
 from permafrost.ranking import Evidence, order_filters, score_filters
 
 _FILTERS_SHOWN = 4
 _MOSAIC_COLUMNS = 32
 _NAME_SHOWN = 18  # characters of a class, about as wide as its map
-
-
-def _show(axis: Any, image: Tensor, title: str = "", **options: Any) -> None:
-    axis.imshow(image.numpy(), **options)
-    axis.set_title(title, fontsize=8)
-    axis.set_xticks([])
-    axis.set_yticks([])
 
 
 def _class_title(name: str) -> str:
@@ -62,12 +54,12 @@ def draw_saliency(
         squeeze=False,
     )
     for row, name in enumerate(classes):
-        _show(axes[row][0], class_maps[row], _class_title(name), cmap="magma")
+        show_picture(axes[row][0], class_maps[row], _class_title(name), cmap="magma")
         for column in range(examples):
             index = row * examples + column
             picture = images[index].permute(1, 2, 0)
-            _show(axes[row][1 + 2 * column], picture)
-            _show(axes[row][2 + 2 * column], picture.float().mean(-1), cmap="gray")
+            show_picture(axes[row][1 + 2 * column], picture)
+            show_picture(axes[row][2 + 2 * column], picture.float().mean(-1), cmap="gray")
             axes[row][2 + 2 * column].imshow(maps[index].numpy(), cmap="magma", alpha=0.65)
     figure.suptitle(f"What the network looks at, by {method}", fontsize=10)
     save(figure, path)
@@ -132,12 +124,14 @@ def draw_best_and_worst(
         squeeze=False,
     )
     for row, name in enumerate(classes):
-        _show(axes[row][0], evidence.class_maps[row], _class_title(name), cmap="magma")
+        show_picture(axes[row][0], evidence.class_maps[row], _class_title(name), cmap="magma")
         own = scores[:, row : row + 1]
         order = order_filters(own).tolist()
         for column, index in enumerate(order[:shown] + order[-shown:]):
             rank = "best" if column < shown else "worst"
             title = f"{rank}: filter {index}\n{metric} {abs(float(own[index, 0])):.3f}"
-            _show(axes[row][1 + column], evidence.filter_maps[layer][index], title, cmap="magma")
+            show_picture(
+                axes[row][1 + column], evidence.filter_maps[layer][index], title, cmap="magma"
+            )
     figure.suptitle(f"Filters of layer {layer} beside the class maps, by {metric}", fontsize=10)
     save(figure, path)

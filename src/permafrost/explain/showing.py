@@ -5,11 +5,11 @@ hear of them.
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from permafrost.figures import notebook_figure
+from permafrost.figures import notebook_figure, show_picture
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -45,12 +45,10 @@ def show(image: Tensor, saliency: Tensor, *, title: str = "", opacity: float = 0
     picture, heat = _stretched(image).permute(1, 2, 0).numpy(), _stretched(saliency).numpy()
     figure, axes = notebook_figure(1, 3, figsize=(7.5, 2.8))
     first, second, third = axes.flat
-    first.imshow(picture)
-    second.imshow(heat, cmap="magma")
-    third.imshow(picture.mean(-1), cmap="gray", vmin=0, vmax=1)
+    show_picture(first, picture, "image")
+    show_picture(second, heat, "map", cmap="magma")
+    show_picture(third, picture.mean(-1), "map over image", cmap="gray", vmin=0, vmax=1)
     third.imshow(heat, cmap="magma", alpha=opacity)
-    for axis, name in zip(axes.flat, ("image", "map", "map over image"), strict=True):
-        _bare(axis, name)
     figure.suptitle(title)
     return figure
 
@@ -90,15 +88,8 @@ def show_filters(
     for axis in axes.flat[len(pictures) :]:
         axis.axis("off")
     for axis, picture, name in zip(axes.flat, pictures, names, strict=False):
-        axis.imshow(_stretched(picture).permute(1, 2, 0).numpy())
-        _bare(axis, name)
+        show_picture(axis, _stretched(picture).permute(1, 2, 0).numpy(), name)
     return figure
-
-
-def _bare(axis: Any, title: str) -> None:
-    axis.set_title(title, fontsize=8)
-    axis.set_xticks([])
-    axis.set_yticks([])
 
 
 def _stretched(values: Tensor) -> Tensor:
