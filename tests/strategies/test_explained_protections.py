@@ -271,11 +271,11 @@ def test_a_circuit_relearns_among_the_known_classes(make_network, make_sequence,
     assert network.heads[2].weight.grad is None or not network.heads[2].weight.grad.any()
 
 
-@pytest.mark.parametrize(("by", "start"), [("score", "whole"), ("magnitude", "pruned")])
+@pytest.mark.parametrize("by", ["score", "magnitude"])
 @pytest.mark.parametrize("head", ["shared", "multi"])
-def test_edges_keep_old_answers_and_their_part(make_network, make_sequence, head, by, start):
+def test_edges_keep_old_answers_and_their_part(make_network, make_sequence, head, by):
     network, sequence = make_network(tasks=3), make_sequence(tasks=3)
-    strategy = Edges(head, 0.2, by=by, start=start)
+    strategy = Edges(head, 0.2, by=by)
     images, seen = torch.rand(5, 3, 32, 32), {}
 
     def note(progress):
@@ -289,46 +289,6 @@ def test_edges_keep_old_answers_and_their_part(make_network, make_sequence, head
     for task in (1, 2):
         mine = sum(int((o == task).sum()) for n, o in owners.items() if "features" in n)
         assert mine / total == pytest.approx(0.2, abs=0.01)
-
-
-@pytest.mark.parametrize("head", ["shared", "multi"])
-def test_edges_may_have_norms_of_their_own(make_network, make_sequence, head):
-    """The last task's are the network's; what is its own is no weight that tasks share."""
-    network, sequence = make_network(tasks=3), make_sequence(tasks=3)
-    memory = learn(Edges(head, 0.2), network, sequence).memory
-    first, second = (part_of(memory, f"own/{task}/") for task in (0, 1))
-    last = network.state_dict()
-    assert set(first) == set(second)
-    assert not part_of(memory, "own/2/")
-    assert not {name for name in first if last[name].ndim == 4}
-    assert ("heads.0.bias" in first) == (head == "shared")
-    norms = [n for n in last if n.endswith(("running_mean", "running_var"))]
-    assert set(norms) < set(first)
-    for name in norms:
-        assert not torch.equal(first[name], second[name])
-        assert not torch.equal(second[name], last[name])
-    held = learn(Edges(head, 0.2, start="pruned"), make_network(tasks=3), sequence).memory
-    assert not part_of(held, "own/")
-
-
-@torch.no_grad()
-def test_the_next_task_begins_with_the_whole_network(make_network, make_sequence):
-    """Or with zeros, where that is asked; the task before answers as it did either way."""
-    sequence, images = make_sequence(), torch.rand(5, 3, 32, 32)
-    for start in ("whole", "pruned"):
-        network, strategy = make_network(), Edges("multi", 0.2, start=start)
-        before = copy.deepcopy(network.state_dict())
-        lesson = make_lesson(network, sequence, 1, start=before)
-        phase = Phase(0, 0, "retrain")
-        with strategy.while_learning(lesson, phase) as guard:
-            pass
-        pruned = copy.deepcopy(network.state_dict())
-        answered = network.eval().view("multi", 0, 1)(images)
-        memory = strategy.after_phase(lesson, phase, guard)
-        expected = before if start == "whole" else pruned
-        torch.testing.assert_close(network.state_dict(), expected, rtol=1e-5, atol=1e-7)
-        later = answers(strategy, network, 0, "multi", memory, images)
-        torch.testing.assert_close(later, answered, rtol=1e-2, atol=1e-3)  # but for the ε
 
 
 def test_edges_by_magnitude_of_equal_shares_are_packnets(make_network, make_sequence, same_bits):

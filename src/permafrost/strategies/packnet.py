@@ -65,9 +65,11 @@ class PackNet(Strategy):
             chosen = {f"{OWNER}{name}": o.to(torch.uint8).cpu() for name, o in owners.items()}
             self._clear(packed, owners, lesson)
             trained = lesson.learned
+            # BatchNorm and biases belong to the first task.
+            fixed = lesson.learned > 1
         else:
-            owners, trained, chosen = _owners(lesson.memory, lesson.device), 0, {}
-        fixed = self.fixes_norms(lesson, phase)
+            owners, trained, fixed = _owners(lesson.memory, lesson.device), 0, True
+            chosen = {}
         masks = {name: owner != trained for name, owner in owners.items()}
         if fixed:
             masks |= _biases(network, self.head)
@@ -78,7 +80,6 @@ class PackNet(Strategy):
         """Note who owns which weight."""
         if phase.name == RETRAIN:
             owners, learned = guard.chosen, lesson.learned
-            owners = owners | self._after_retraining(lesson, owners)
         else:
             learned = lesson.learned + 1
             owners = {
@@ -86,11 +87,7 @@ class PackNet(Strategy):
                 for name, owner in lesson.memory.items()
                 if name.startswith(OWNER)
             }
-        return lesson.memory | owners | {LEARNED: torch.tensor(learned, dtype=torch.uint8)}
-
-    def fixes_norms(self, lesson: Lesson, phase: Phase) -> bool:
-        """Return whether BatchNorms and biases hold still: they belong to the first task."""
-        return phase.name != RETRAIN or lesson.learned > 1
+        return owners | {LEARNED: torch.tensor(learned, dtype=torch.uint8)}
 
     def network_for(self, network: TaskNetwork, task: int, memory: Memory) -> TaskNetwork:
         """Return a copy in which only the weights of this and earlier tasks are not zero."""
@@ -107,11 +104,6 @@ class PackNet(Strategy):
                     later |= owner == 0
                 packed[name].masked_fill_(later, 0.0)
         return copied
-
-    def _after_retraining(self, lesson: Lesson, owners: Memory) -> Memory:
-        """Return what else is kept of the task that was retrained; the network may be changed."""
-        del lesson, owners
-        return {}
 
     def _clear(
         self, packed: Mapping[str, nn.Parameter], owners: Mapping[str, Tensor], lesson: Lesson
