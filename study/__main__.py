@@ -161,8 +161,8 @@ def parameters(piece: dict[str, Any], seed: int, root: Path) -> dict[str, Any]:
     images = visible(root, piece.get("part"))
     params["seeds"] = [seed]
     params["split"]["root"] = str(images.relative_to(PROJECT))
-    for group in piece.get("tuned", []):
-        params["tune"] |= best_hyperparameters(group)
+    for tuned in piece.get("tuned", []):
+        params["tune"] |= best_hyperparameters(tuned)
     for place, value in piece["changes"].items():
         section, name = place.split(".")
         params[section][name] = value
@@ -182,13 +182,11 @@ def _task(task: dict[str, Any], seed: int, images: Path, part: str | None) -> di
     return {"dataset": "image_folder", "root": root, "classes": drawn, **own}
 
 
-def best_hyperparameters(pieces: list[str]) -> dict[str, list[dict[str, Any]]]:
-    """Return for each method the trial with the highest mean accuracy over pieces' seeds."""
-    rows = []
-    for piece in pieces:
-        rows += read_rows(piece)
-        if {row["seed"] for row in read_rows(piece)} != set(PIECES[piece]["seeds"]):
-            sys.exit(f"{piece}: is to be done first")
+def best_hyperparameters(piece: str) -> dict[str, list[dict[str, Any]]]:
+    """Return for each method the trial with the highest mean accuracy over a piece's seeds."""
+    rows = read_rows(piece)
+    if {row["seed"] for row in rows} != set(PIECES[piece]["seeds"]):
+        sys.exit(f"{piece}: is to be done first")
     tried: dict[str, dict[str, list[float]]] = {}
     for row in rows:
         value = row["acc_mean"] if row["status"] == "done" else 0.0

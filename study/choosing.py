@@ -44,16 +44,16 @@ def choosing() -> str:
 def trials_table() -> str:
     """Return what was tried, a line for each method, piece and trial."""
     lines = []
-    for group in PIECES["ideas-far"]["tuned"]:
+    for name in (name for name, piece in PIECES.items() if piece.get("target") == "tune"):
         tried = defaultdict(list)
-        for row in _rows(group):
+        for row in read_rows(name):
             tried[row["strategy"], _words(row["hyper"])].append(row)
-        best = best_hyperparameters(group)
+        best = best_hyperparameters(name)
         for (strategy, hyper), rows in sorted(tried.items()):
             is_best = _words(best[strategy][0]) == hyper
             mean = f"**{_mean(rows)}**" if is_best else _mean(rows)
-            lines.append([", ".join(group), strategy, hyper, mean])
-    return markdown(["pieces", "method", "hyperparameters", "mean (chosen in bold)"], lines)
+            lines.append([name, strategy, hyper, mean])
+    return markdown(["piece", "method", "hyperparameters", "mean (chosen in bold)"], lines)
 
 
 def ideas_table() -> str:
