@@ -9,6 +9,7 @@ from permafrost.data.image_folder import list_images
 from permafrost.names import check_names
 from permafrost.params import Params
 from study import __main__ as study
+from study import choosing, findings
 
 TUNED = [
     {"strategy": "lwf", "seed": seed, "status": "done", "parameters": "", "acc_mean": accuracy,
@@ -101,3 +102,46 @@ def test_tuning_comes_first(images):
     study.write_rows("tune", TUNED[:3])
     with pytest.raises(SystemExit, match="to be done first"):
         study.parameters(study.PIECES["ideas"], 0, images)
+
+
+def made(strategy, seed, accuracy, **more):
+    row = {
+        "strategy": strategy, "seed": seed, "acc_mean": accuracy, "status": "done", "metric": None,
+        "pct": None, "twin": None, "hyper": {}, "R": [[0.1, 0.1], [0.5, 0.1], [accuracy, accuracy]],
+        "memory_bytes": 1e6, "seconds": 2.0, "acc_mean_without_task": None,
+    }  # fmt: skip
+    return row | more
+
+
+def test_a_margin_is_over_the_best_of_twins_and_baselines_on_the_same_seeds():
+    rows = [made("lwf", seed, 0.5 + seed) for seed in (0, 1)]
+    rows += [made("soft", 0, 0.7, metric="attribution")]
+    rows += [made("soft", 0, 0.6, metric="attribution", twin="chance")]
+    rows += [made("edges", seed, 0.4) for seed in (0, 1)]
+    rows += [made("edges", seed, 0.1, twin="chance") for seed in (0, 1)]
+    rows += [made("freeze", 0, 0.6, metric=name, pct=0.5) for name in ("attribution", "random")]
+    rows += [made("freeze", 0, 0.9, metric="random", pct=0.75)]
+    found = choosing.margins(rows)
+    assert {name: (round(value, 9), rival) for name, (value, rival, _) in found.items()} == {
+        "soft attribution": (0.1, "soft attribution (chance)"),
+        "edges": (-0.6, "lwf"),
+        "freeze attribution 50%": (0.0, "freeze random 50%"),
+    }
+    assert [seeds for _, _, seeds in found.values()] == [1, 2, 1]
+
+
+def test_claims_of_all_pieces_are_adjusted_together(images, monkeypatch):
+    better = [made("a", seed, 0.6 + seed / 100) for seed in range(5)]
+    noise = [made("b", seed, 0.5 + (seed % 2) / 50) for seed in range(5)]
+    for piece in ("one", "two"):
+        study.write_rows(piece, better + noise)
+    claim = {"source": "s", "text": "t", "left": {"strategy": "a"}, "right": {"strategy": "b"}}
+    alone = findings.hold({"one": [claim]})["one"][0]
+    together = findings.hold({"one": [claim], "two": [claim]})
+    assert alone.difference == together["two"][0].difference
+    assert together["one"][0].p_adjusted == pytest.approx(2 * alone.p_adjusted)
+    assert alone.verdict == "holds"
+    monkeypatch.setattr(study, "PIECES", {"one": {"about": "One piece"}})
+    monkeypatch.setattr(findings, "PIECES", study.PIECES)
+    assert "| a | 62.0 (" in findings.tables()
+    assert "| s | t | mean | +" in findings.claims({"one": [alone]}, "some-tag")
