@@ -231,7 +231,7 @@ def test_a_full_layer_is_read_whole(make_network, make_sequence):
     assert found[0] >= first[1] - 1
     assert found[1:] == [first[1]] * 2
     assert sizes(memory, 0)[last[0]] == 1
-    edges = Edges("multi", 0.25, "depth")
+    edges = Edges("multi", shares="depth")
     owners = part_of(learn(edges, make_network(tasks=4), sequence).memory, "owner/")
     assert all((owner == 1).any() for owner in owners.values())
     total = sum(owner.numel() for owner in owners.values())
@@ -271,11 +271,14 @@ def test_a_circuit_relearns_among_the_known_classes(make_network, make_sequence,
     assert network.heads[2].weight.grad is None or not network.heads[2].weight.grad.any()
 
 
-@pytest.mark.parametrize("by", ["score", "magnitude"])
+@pytest.mark.parametrize(
+    ("by", "share", "parts"), [("score", 0.2, (0.2, 0.16)), ("magnitude", 0.0, (1 / 3, 1 / 3))]
+)
 @pytest.mark.parametrize("head", ["shared", "multi"])
-def test_edges_keep_old_answers_and_their_part(make_network, make_sequence, head, by):
+def test_edges_keep_old_answers_and_their_part(make_network, make_sequence, head, by, share, parts):
+    """Of what the task trained, or an equal part for each."""
     network, sequence = make_network(tasks=3), make_sequence(tasks=3)
-    strategy = Edges(head, 0.2, by=by)
+    strategy = Edges(head, share, by=by)
     images, seen = torch.rand(5, 3, 32, 32), {}
 
     def note(progress):
@@ -286,9 +289,9 @@ def test_edges_keep_old_answers_and_their_part(make_network, make_sequence, head
     assert torch.equal(answers(strategy, network, 0, head, memory, images), seen[0])
     owners = part_of(memory, "owner/")
     total = sum(owner.numel() for name, owner in owners.items() if "features" in name)
-    for task in (1, 2):
+    for task, part in enumerate(parts, 1):
         mine = sum(int((o == task).sum()) for n, o in owners.items() if "features" in n)
-        assert mine / total == pytest.approx(0.2, abs=0.01)
+        assert mine / total == pytest.approx(part, abs=0.01)
 
 
 def test_edges_by_magnitude_of_equal_shares_are_packnets(make_network, make_sequence, same_bits):
@@ -302,6 +305,16 @@ def test_edges_by_magnitude_of_equal_shares_are_packnets(make_network, make_sequ
         with strategy.while_learning(lesson, Phase(0, 1, "retrain")) as guard:
             chosen.append(guard.chosen)
     assert same_bits(*chosen)
+    # Of later tasks as many, whatever was learned in between.
+    counts = []
+    for strategy in (
+        Edges("multi", share=0.4, shares="uniform", by="magnitude"),
+        PackNet("multi", 0.6),
+    ):
+        memory = learn(strategy, make_network(tasks=3), make_sequence(tasks=3)).memory
+        owners = part_of(memory, "owner/")
+        counts.append([int((owner == 2).sum()) for owner in owners.values()])
+    assert all(abs(ours - theirs) <= 1 for ours, theirs in zip(*counts, strict=True))
 
 
 def test_a_score_is_the_weight_times_the_gradient(make_network, make_sequence):

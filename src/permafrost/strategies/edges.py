@@ -8,9 +8,10 @@ from torch import Tensor, nn
 
 from permafrost.hyper import Allowed, Value
 from permafrost.strategies.base import Lesson, strategy
-from permafrost.strategies.packnet import PackNet
+from permafrost.strategies.packnet import OWNER, PackNet
 from permafrost.strategies.rescaling import rescale, weight_norms
 from permafrost.strategies.sized import CHANCE, SHARE_TWINS, Sized, weight_scores
+from permafrost.training import part_of
 
 BY = ("score", "magnitude")
 
@@ -30,6 +31,9 @@ class Edges(Sized, PackNet):
 
     Attributes
     ----------
+    share : float
+        Of the weights that the task trained, 0..1: 1 less ``prune`` of PackNet. 0 for an equal part
+        of all weights for each task.
     by : {"score", "magnitude"}
         ``score``: :func:`~permafrost.strategies.sized.weight_scores`, |w · g|.
     """
@@ -46,6 +50,16 @@ class Edges(Sized, PackNet):
         """Return the twins; chance only where weights are chosen by their score."""
         is_scored = hyper["by"] == "score"
         return tuple(twin for twin in super().controls(hyper) if is_scored or twin != CHANCE)
+
+    def part(self, lesson: Lesson) -> float:
+        """Return the part of all weights that a task keeps: as many as PackNet would leave it."""
+        if not self.share:
+            return super().part(lesson)
+        packed = part_of(lesson.memory, OWNER)
+        owners = [owner for name, owner in packed.items() if not name.startswith("heads.")]
+        total = sum(owner.numel() for owner in owners)
+        trained = sum(int((owner == lesson.learned).sum()) for owner in owners)
+        return self.share * (trained / total if total else 1.0)
 
     def _clear(
         self, packed: Mapping[str, nn.Parameter], owners: Mapping[str, Tensor], lesson: Lesson
