@@ -2,6 +2,7 @@
 
 import dataclasses
 import getpass
+import json
 import shutil
 import sqlite3
 import subprocess
@@ -74,6 +75,16 @@ def test_a_run_says_what_it_is_and_where_it_is_from(make_root, fresh):
     assert run.data.tags["mlflow.source.git.commit"] == head.stdout.strip()
     (data,) = run.inputs.dataset_inputs
     assert data.dataset.name == "digits"
+
+
+def test_a_view_that_its_user_has_changed_stays(make_root, fresh):
+    root = make_root()
+    shutil.copy(fresh, root / "mlflow.db")
+    for state in ({"a": 1}, {"a": 2}):
+        Tracker(root).save_view(RUNS, "mine", state)
+    client = MlflowClient(f"sqlite:///{root / 'mlflow.db'}")
+    tags = client.get_experiment_by_name(RUNS).tags
+    assert json.loads(json.loads(tags["mlflow.sharedViewState.mine"])["state"]) == {"a": 1}
 
 
 def test_another_process_notes_the_same_data_set_first(make_root, fresh, monkeypatch, capfd):

@@ -209,12 +209,16 @@ class Tracker:
             return self._experiment(name)
 
     def save_view(self, experiment: str, name: str, state: Mapping[str, Any]) -> None:
-        """Keep a view of an experiment's page under a name, as that page does; raise likewise."""
+        """Keep a view of an experiment's page under a name, as that page does; raise likewise.
+
+        One that is there stays, since its user may have changed it on the page.
+        """
         view = {"name": name, "createdAt": 0, "updatedAt": 0, "state": json.dumps(dict(state))}
         with self._told():
             number = self._experiment(experiment)
             tag = f"mlflow.sharedViewState.{name}"
-            self._connect().set_experiment_tag(number, tag, json.dumps(view))
+            if tag not in self._connect().get_experiment(number).tags:
+                self._connect().set_experiment_tag(number, tag, json.dumps(view))
 
     # How the store is waited for. The worker's thread may hang as long as it likes.
 
