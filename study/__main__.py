@@ -24,6 +24,7 @@ from PIL import Image
 from permafrost.artifacts import load_record, write_atomically
 from permafrost.data import load_dataset
 from permafrost.data.image_folder import list_images
+from permafrost.params import Params
 from permafrost.runs.stored import StoredRuns
 
 REPOSITORY = Path(__file__).parents[1]
@@ -58,7 +59,7 @@ def do_piece(name: str, root: Path) -> None:
     rows = read_rows(name)
     for seed in PIECES[name]["seeds"]:
         params = parameters(PIECES[name], seed, root)
-        digest = hashlib.sha256(json.dumps(params, sort_keys=True).encode()).hexdigest()[:16]
+        digest = digest_of(params)
         mine = [row for row in rows if row["seed"] == seed]
         if any(row["parameters"] != digest for row in mine):
             sys.exit(f"{ROWS / name}.jsonl: seed {seed} is of other parameters; remove the file")
@@ -68,6 +69,14 @@ def do_piece(name: str, root: Path) -> None:
         target = PIECES[name].get("target", "sweep")
         rows += [row | {"parameters": digest} for row in run_workflow(params, target)]
         write_rows(name, rows)
+
+
+def digest_of(params: dict[str, Any]) -> str:
+    """Return a hash of what of the parameters a piece can reach, but for values by default."""
+    plain = Params.model_validate(params).model_dump(exclude_defaults=True)
+    methods = ["freeze", *plain["sweep"]["strategies"]]
+    plain["tune"] = {name: tried for name, tried in plain["tune"].items() if name in methods}
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def read_rows(name: str) -> list[dict[str, Any]]:
@@ -87,7 +96,8 @@ def run_workflow(params: dict[str, Any], target: str) -> list[dict[str, Any]]:
     """Run the workflow up to a stage and return its rows, each with its seconds."""
     (PROJECT / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
     path = f"{BIN}{os.pathsep}{os.environ['PATH']}"  # DVC looks for the stages' command there
-    for command in (["permafrost", "check"], ["dvc", "repro", target]):
+    # By force: the project's stages do not depend on the code, but what is stored of runs does.
+    for command in (["permafrost", "check"], ["dvc", "repro", "--force", target]):
         run = [str(BIN / command[0]), *command[1:]]
         subprocess.run(run, cwd=PROJECT, check=True, env=os.environ | {"PATH": path})
     found = load_record(PROJECT / FOUND[target])
@@ -126,7 +136,8 @@ def prepare_project() -> None:
 
 def visible(root: Path, part: str | None) -> Path:
     """Return the images that a piece may see, in a folder of the project: all, or one part."""
-    name = hashlib.sha256(str(root).encode()).hexdigest()[:8]
+    images = sorted(str(path.relative_to(root)) for path in root.glob("*/*/*"))
+    name = hashlib.sha256("\n".join(images).encode()).hexdigest()[:8]
     folder = PROJECT / "data" / f"{root.name}-{part or 'whole'}-{name}"
     if not folder.exists():
         half = folder.with_suffix(".part")
@@ -163,6 +174,8 @@ def parameters(piece: dict[str, Any], seed: int, root: Path) -> dict[str, Any]:
     params["split"]["root"] = str(images.relative_to(PROJECT))
     for tuned in piece.get("tuned", []):
         params["tune"] |= best_hyperparameters(tuned)
+    for composed in ("freeze_lwf", "soft_lwf", "circuit_lwf"):  # with LwF's own weight
+        params["tune"][composed] = [params["tune"][composed][0] | params["tune"]["lwf"][0]]
     for place, value in piece["changes"].items():
         section, name = place.split(".")
         params[section][name] = value

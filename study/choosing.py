@@ -9,11 +9,10 @@ from permafrost.tables import Row, markdown
 from study.__main__ import PIECES, REPOSITORY, best_hyperparameters, read_rows
 
 CHOOSING = REPOSITORY / "docs/results/choosing.md"
-# Each setting's pieces: all ideas on the first seeds, then the best of them on others.
+# Each setting's pieces.
 SETTINGS = {
-    "two tasks": ["ideas", "finals"],
-    "photographs, then digits": ["ideas-far", "finals-far"],
-    "five tasks": ["finals-sequence"],
+    "two tasks": ["ideas"],
+    "photographs, then digits": ["ideas-far"],
 }
 BASELINES = ("lwf", "packnet")
 
@@ -57,20 +56,21 @@ def trials_table() -> str:
 
 
 def ideas_table() -> str:
-    """Return the margin of each idea in each setting, the highest mean first."""
+    """Return the margin of each idea in each setting: those tried in all first, best first."""
     found = {name: margins(_rows(pieces)) for name, pieces in SETTINGS.items()}
     ideas = dict.fromkeys(idea for margin in found.values() for idea in margin)
-    lines = []
+    lines: list[tuple[tuple[int, float], list[str]]] = []
     for idea in ideas:
         known = [margin[idea] for margin in found.values() if idea in margin]
         cells = [_cell(margin.get(idea)) for margin in found.values()]
-        lines.append([idea, *cells, f"{100 * fmean(value for value, *_ in known):+.1f}"])
-    lines.sort(key=lambda line: float(line[-1]), reverse=True)
-    return markdown(["idea", *found, "mean margin"], lines)
+        mean = fmean(value for value, *_ in known)
+        lines.append(((len(known), mean), [idea, *cells, f"{100 * mean:+.1f}"]))
+    lines.sort(reverse=True)
+    return markdown(["idea", *found, "mean margin"], [line for _, line in lines])
 
 
-def margins(rows: Sequence[Row]) -> dict[str, tuple[float, str, int]]:
-    """Return each idea's margin, what it is held against and on how many seeds."""
+def margins(rows: Sequence[Row]) -> dict[str, tuple[float, int, str]]:
+    """Return each idea's margin, on how many seeds, and what it is held against."""
     found = {}
     methods = defaultdict(list)
     for row in rows:
@@ -79,15 +79,23 @@ def margins(rows: Sequence[Row]) -> dict[str, tuple[float, str, int]]:
         first = mine[0]
         if first["twin"] or first["metric"] == "random" or not _has_twin(first, methods):
             continue
-        seeds = {row["seed"] for row in mine}
-        rivals = {
-            rival: _accuracy([row for row in theirs if row["seed"] in seeds])
+        found[name] = min(
+            (*_above(mine, theirs), rival)
             for rival, theirs in methods.items()
-            if rival in BASELINES or _is_twin(theirs[0], first)
-        }
-        best = max(rivals, key=rivals.__getitem__)
-        found[name] = _accuracy(mine) - rivals[best], best, len(seeds)
+            if (rival in BASELINES or _is_twin(theirs[0], first)) and _shared(mine, theirs)
+        )
     return found
+
+
+def _shared(mine: Sequence[Row], theirs: Sequence[Row]) -> set[int]:
+    return {row["seed"] for row in mine} & {row["seed"] for row in theirs}
+
+
+def _above(mine: Sequence[Row], theirs: Sequence[Row]) -> tuple[float, int]:
+    """Return how far one method is above another on the seeds that both have, and how many."""
+    seeds = _shared(mine, theirs)
+    left, right = (_accuracy([r for r in rows if r["seed"] in seeds]) for rows in (mine, theirs))
+    return left - right, len(seeds)
 
 
 def _has_twin(row: Row, methods: dict[str, list[Row]]) -> bool:
@@ -123,10 +131,10 @@ def _words(hyper: Row) -> str:
     return ", ".join(f"{name} {value}" for name, value in sorted(hyper.items()))
 
 
-def _cell(margin: tuple[float, str, int] | None) -> str:
+def _cell(margin: tuple[float, int, str] | None) -> str:
     if margin is None:
         return "–"
-    value, rival, seeds = margin
+    value, seeds, rival = margin
     return f"{100 * value:+.1f} to {rival} ({seeds})"
 
 

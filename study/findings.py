@@ -4,6 +4,7 @@ study/plan.yaml lists the claims, each under the piece that decides it; docs/res
 why.
 """
 
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +25,8 @@ _MEASURED = ("kept", "learned", "acc_mean", "acc_mean_without_task")
 
 def main() -> None:
     """Write the claims and the tables."""
+    if not PLAN.exists():
+        sys.exit(f"{PLAN}: there is no plan yet")
     plan = yaml.safe_load(PLAN.read_text())
     tested = hold(plan["claims"])
     write_atomically(RESULTS / "claims.md", claims(tested, plan["tag"]).encode())
@@ -37,17 +40,18 @@ def hold(plan: dict[str, list[dict[str, Any]]]) -> dict[str, list[Tested]]:
         for piece, claims in plan.items()
     }
     every = [each for members in tested.values() for each in members]
-    known = [each.difference.p for each in every if each.difference and each.difference.p]
+    known = [each.difference.p for each in every if _has_p(each)]
     adjusted = iter(holm(known))
     return {
         piece: [
-            replace(each, p_adjusted=next(adjusted))
-            if each.difference and each.difference.p
-            else each
-            for each in members
+            replace(each, p_adjusted=next(adjusted)) if _has_p(each) else each for each in members
         ]
         for piece, members in tested.items()
     }
+
+
+def _has_p(each: Tested) -> bool:
+    return each.difference is not None and each.difference.p is not None
 
 
 def claims(tested: dict[str, list[Tested]], tag: str) -> str:
@@ -77,6 +81,7 @@ def tables() -> str:
 
 
 def _table(rows: Sequence[Row]) -> str:
+    failed = [row for row in rows if row["status"] != "done"]
     done = [row | kept_and_learned(row) for row in rows if row["status"] == "done"]
     lines = []
     for group, members in groups(done, "strategy", "metric", "pct", "twin"):
@@ -84,12 +89,18 @@ def _table(rows: Sequence[Row]) -> str:
         twin = f"({group['twin']})" if group["twin"] else None
         name = " ".join(filter(None, [group["strategy"], group["metric"], share, twin]))
         size = sum(row["memory_bytes"] for row in members) / len(members) / 1e6
-        seconds = sum(row["seconds"] or 0.0 for row in members) / len(members)
+        known = [row["seconds"] for row in members if row["seconds"] is not None]
+        seconds = f"{sum(known) / len(known):.0f}" if known else "–"
         figures = [percent(measure(_by_seed(members, m), m)) for m in _MEASURED]
         seeds = len({row["seed"] for row in members})
-        lines.append([name, *figures, f"{size:.1f}", f"{seconds:.0f}", str(seeds)])
+        lines.append([name, *figures, f"{size:.1f}", seconds, _count(seeds, group, failed)])
     heads = ["method", "kept", "learned", "mean", "mean, task not told", "MB", "seconds", "seeds"]
     return markdown(heads, lines)
+
+
+def _count(seeds: int, group: Row, failed: Sequence[Row]) -> str:
+    lost = [row for row in failed if all(row[name] == value for name, value in group.items())]
+    return f"{seeds} ({len(lost)} failed)" if lost else str(seeds)
 
 
 def _by_seed(rows: Sequence[Row], name: str) -> list[Row]:

@@ -1,9 +1,12 @@
 """The plan: which trainings a sweep has, what is tried, and how each is named."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
+from ruamel.yaml import YAML
 
+from permafrost.params import Sweep
 from permafrost.plan import grids, method_run, sweep_runs
 from permafrost.runs.spec import RunSpec
 from permafrost.strategies import STRATEGIES
@@ -38,6 +41,12 @@ def test_the_cells_of_a_sweep_by_hand():
     assert {(spec.metric, spec.pct) for spec in specs if spec.strategy != "freeze"} == {
         (None, None)
     }
+
+
+def test_the_stage_reads_all_by_which_its_runs_are_chosen():
+    stage = YAML(typ="safe").load(Path("dvc.yaml").read_text())["stages"]["sweep"]
+    names = {f"sweep.{name}" for name in Sweep.model_fields} - {"sweep.workers"}
+    assert names <= set(stage["params"])
 
 
 def test_the_cells_of_smaller_sweeps():

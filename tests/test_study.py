@@ -1,15 +1,19 @@
 """The study's pieces: each is a set of parameters that the workflow takes, and resumes by seeds."""
 
 import json
+import shutil
 
 import pytest
+import torch
 from PIL import Image
 
 from permafrost.data.image_folder import list_images
 from permafrost.names import check_names
 from permafrost.params import Params
+from permafrost.ranking import Evidence
+from permafrost.ranking.weights import random
 from study import __main__ as study
-from study import choosing, findings
+from study import choosing, draws, findings
 
 TUNED = [
     {"strategy": "lwf", "seed": seed, "status": "done", "parameters": "", "acc_mean": accuracy,
@@ -98,6 +102,28 @@ def test_the_best_is_the_best_on_average_and_what_failed_is_worth_nothing(images
     assert study.best_hyperparameters("sizes")["lwf"] == [{"weight": 10, "temperature": 2}]
 
 
+def test_where_the_images_lie_is_no_parameter_and_lwf_is_tuned_in_all_that_contain_it(
+    images, tmp_path
+):
+    piece = study.PIECES["ideas"]
+    other = tmp_path / "elsewhere/found"
+    shutil.copytree(images, other)
+    here, there = (study.parameters(piece, 0, root) for root in (images, other))
+    assert study.digest_of(here) == study.digest_of(there)
+    for name in ("lwf", "freeze_lwf", "soft_lwf"):
+        assert here["tune"][name][0]["weight"] == 3
+    here["tune"]["ewc"] = [{"strength": 7}]  # which the piece does not run
+    assert study.digest_of(here) == study.digest_of(there)
+    here["tune"]["lwf"] = [{"weight": 7, "temperature": 2}]
+    assert study.digest_of(here) != study.digest_of(there)
+
+
+def test_draws_by_chance_differ():
+    evidence = Evidence({"a": torch.zeros(9, 1, 1, 1)}, {}, seed=3)
+    drawn = [draw(evidence)["a"] for draw in (random, draws.second, draws.third)]
+    assert len({tuple(scores.flatten().tolist()) for scores in drawn}) == 3
+
+
 def test_tuning_comes_first(images):
     study.write_rows("tune", TUNED[:3])
     with pytest.raises(SystemExit, match="to be done first"):
@@ -122,24 +148,29 @@ def test_a_margin_is_over_the_best_of_twins_and_baselines_on_the_same_seeds():
     rows += [made("freeze", 0, 0.6, metric=name, pct=0.5) for name in ("attribution", "random")]
     rows += [made("freeze", 0, 0.9, metric="random", pct=0.75)]
     found = choosing.margins(rows)
-    assert {name: (round(value, 9), rival) for name, (value, rival, _) in found.items()} == {
-        "soft attribution": (0.1, "soft attribution (chance)"),
-        "edges": (-0.6, "lwf"),
-        "freeze attribution 50%": (0.0, "freeze random 50%"),
+    assert {name: (round(value, 9), *rest) for name, (value, *rest) in found.items()} == {
+        "soft attribution": (0.1, 1, "soft attribution (chance)"),
+        "edges": (-0.6, 2, "lwf"),
+        "freeze attribution 50%": (0.0, 1, "freeze random 50%"),
     }
-    assert [seeds for _, _, seeds in found.values()] == [1, 2, 1]
+    # A twin that some seeds lack is compared on those that have it.
+    rows += [made("edges", 2, 0.0), made("packnet", 2, 0.9)]
+    assert choosing.margins(rows)["edges"] == (pytest.approx(-0.9), 1, "packnet")
+    assert {name for pieces in choosing.SETTINGS.values() for name in pieces} <= set(study.PIECES)
 
 
 def test_claims_of_all_pieces_are_adjusted_together(images, monkeypatch):
     better = [made("a", seed, 0.6 + seed / 100) for seed in range(5)]
     noise = [made("b", seed, 0.5 + (seed % 2) / 50) for seed in range(5)]
-    for piece in ("one", "two"):
-        study.write_rows(piece, better + noise)
+    study.write_rows("one", better + noise)
+    much = [row | {"acc_mean": 0.9 + row["seed"] / 1000} for row in better]
+    study.write_rows("two", much + noise)
     claim = {"source": "s", "text": "t", "left": {"strategy": "a"}, "right": {"strategy": "b"}}
-    alone = findings.hold({"one": [claim]})["one"][0]
+    alone, other = (findings.hold({piece: [claim]})[piece][0] for piece in ("one", "two"))
     together = findings.hold({"one": [claim], "two": [claim]})
-    assert alone.difference == together["two"][0].difference
-    assert together["one"][0].p_adjusted == pytest.approx(2 * alone.p_adjusted)
+    assert other.p_adjusted < alone.p_adjusted
+    assert together["one"][0].p_adjusted == pytest.approx(alone.p_adjusted)
+    assert together["two"][0].p_adjusted == pytest.approx(2 * other.p_adjusted)
     assert alone.verdict == "holds"
     monkeypatch.setattr(study, "PIECES", {"one": {"about": "One piece"}})
     monkeypatch.setattr(findings, "PIECES", study.PIECES)

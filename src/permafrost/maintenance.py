@@ -150,10 +150,12 @@ def serve_ui(port: int) -> int:
     tracker = Tracker(project_root())
     try:
         experiment = tracker.experiment_id(CURVES)
-        tracker.save_view(CURVES, VIEW, curves_view())
     except TrackingError as error:
         raise InputError(str(error)) from None
-    path = f"#/experiments/{experiment}/runs?compareRunsMode=CHART&viewStateShareKey={VIEW}"
+    path = f"#/experiments/{experiment}/runs?compareRunsMode=CHART"
+    with suppress(TrackingError):  # a server may not let everybody save a view
+        tracker.save_view(CURVES, VIEW, curves_view())
+        path += f"&viewStateShareKey={VIEW}"
     if tracker.uri.startswith("http"):
         print(f"Compare the runs at {redact(tracker.uri, tracker.uri).rstrip('/')}/{path}")
         return 0

@@ -77,6 +77,17 @@ def test_a_run_says_what_it_is_and_where_it_is_from(make_root, fresh):
     assert data.dataset.name == "digits"
 
 
+def test_a_note_that_its_user_has_changed_stays(make_root, fresh):
+    root = make_root()
+    shutil.copy(fresh, root / "mlflow.db")
+    train_runs(root, [0])
+    client = MlflowClient(f"sqlite:///{root / 'mlflow.db'}")
+    (run,) = client.search_runs([client.get_experiment_by_name(RUNS).experiment_id])
+    assert run.data.tags["mlflow.note.content"]
+    client.set_tag(run.info.run_id, "mlflow.note.content", "the best so far")
+    assert track(root) == {"written": 0, "deleted": 0, "kept": 1}
+
+
 def test_a_view_that_its_user_has_changed_stays(make_root, fresh):
     root = make_root()
     shutil.copy(fresh, root / "mlflow.db")

@@ -294,6 +294,23 @@ def test_edges_keep_old_answers_and_their_part(make_network, make_sequence, head
         assert mine / total == pytest.approx(part, abs=0.01)
 
 
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_mixed_shares_find_as_many_free_weights_as_they_want(make_network, make_sequence, share):
+    """Also of later tasks, where the explained part has filled the first layers."""
+    network, sequence = make_network(tasks=5), make_sequence(tasks=5)
+    mixed, equal = (
+        part_of(learn(made, copy.deepcopy(network), sequence).memory, "owner/")
+        for made in (
+            Edges("multi", share, mix=0.5, by="magnitude"),
+            Edges("multi", share, shares="uniform", by="magnitude"),
+        )
+    )
+    total = sum(owner.numel() for owner in mixed.values())
+    for task in (1, 2, 3, 4):
+        counts = [sum(int((o == task).sum()) for o in owners.values()) for owners in (mixed, equal)]
+        assert counts[0] / total == pytest.approx(counts[1] / total, abs=2e-3)
+
+
 def test_edges_by_magnitude_of_equal_shares_are_packnets(make_network, make_sequence, same_bits):
     network, sequence = make_network(), make_sequence()
     chosen = []

@@ -64,6 +64,13 @@ class Sized(Strategy):
         """Return the part of all weights that a task keeps."""
         return self.share or 1 / len(lesson.sequence.tasks)
 
+    def equal_shares(
+        self, sizes: Mapping[str, int], part: float, free: Mapping[str, Tensor] | None
+    ) -> dict[str, float]:
+        """Return equal shares, which ``mix`` mixes with others."""
+        del free
+        return uniform_shares(sizes, part)
+
     def layer_shares(
         self, lesson: Lesson, free: Mapping[str, Tensor] | None = None
     ) -> dict[str, float]:
@@ -71,7 +78,7 @@ class Sized(Strategy):
         weights = _weights(lesson.network)
         sizes = {name: weight.numel() for name, weight in weights.items()}
         part = self.part(lesson)
-        uniform = uniform_shares(sizes, part)
+        uniform = self.equal_shares(sizes, part, free)
         if self.shares == "uniform" or self.mix == 0:
             return uniform
         if self.shares == "depth":

@@ -369,7 +369,8 @@ class Tracker:
         try:
             self._connect().log_inputs(run_id, data)
         except Exception:  # another process has just noted the same data set
-            self._connect().log_inputs(run_id, data)
+            with suppress(Exception):  # or the server takes none, which matters to no result
+                self._connect().log_inputs(run_id, data)
 
     def _owns(self, run: "Run") -> bool:
         """Return whether this project has logged a run: others write to the same server."""
@@ -458,7 +459,9 @@ class Tracker:
         if len(found) != 1 or found[0].info.status != record.status:
             return False
         (run,) = found
-        if not record.all_tags.items() <= run.data.tags.items():
+        # MLflow's own, such as a note, may have been edited on its page.
+        tags = {n: tag for n, tag in record.all_tags.items() if not n.startswith("mlflow.")}
+        if not tags.items() <= run.data.tags.items():
             return False
         folders = {place.rpartition("/")[0] for place in record.pictures}
         there = {
