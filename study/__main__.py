@@ -72,10 +72,16 @@ def do_piece(name: str, root: Path) -> None:
 
 
 def digest_of(params: dict[str, Any]) -> str:
-    """Return a hash of what of the parameters a piece can reach, but for values by default."""
+    """Return a hash of what of the parameters a piece can reach, but for values by default.
+
+    Where the images lie is none of them.
+    """
     plain = Params.model_validate(params).model_dump(exclude_defaults=True)
     methods = ["freeze", *plain["sweep"]["strategies"]]
     plain["tune"] = {name: tried for name, tried in plain["tune"].items() if name in methods}
+    tasks = plain["split"].get("tasks")
+    for part in [plain["split"], *(tasks if isinstance(tasks, list) else [])]:
+        part.pop("root")
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -83,6 +89,12 @@ def read_rows(name: str) -> list[dict[str, Any]]:
     """Return a piece's rows, as far as it is done."""
     path = ROWS / f"{name}.jsonl"
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def method(row: dict[str, Any]) -> str:
+    """Return what a row is of, in words: method, criterion, share and twin."""
+    parts = [row["strategy"], row["metric"], f"{row['pct']:.0%}" if row["pct"] else None]
+    return " ".join(filter(None, [*parts, f"({row['twin']})" if row["twin"] else None]))
 
 
 def write_rows(name: str, rows: list[dict[str, Any]]) -> None:
@@ -174,15 +186,23 @@ def parameters(piece: dict[str, Any], seed: int, root: Path) -> dict[str, Any]:
     params["split"]["root"] = str(images.relative_to(PROJECT))
     for tuned in piece.get("tuned", []):
         params["tune"] |= best_hyperparameters(tuned)
-    for composed in ("freeze_lwf", "soft_lwf", "circuit_lwf"):  # with LwF's own weight
-        params["tune"][composed] = [params["tune"][composed][0] | params["tune"]["lwf"][0]]
     for place, value in piece["changes"].items():
         section, name = place.split(".")
         params[section][name] = value
+    if "tuned" in piece:
+        params["tune"] = {
+            name: _with_lwf(trials, params) for name, trials in params["tune"].items()
+        }
     if isinstance(params["split"]["tasks"], list):
         tasks = params["split"]["tasks"]
         params["split"]["tasks"] = [_task(task, seed, images, piece.get("part")) for task in tasks]
     return params
+
+
+def _with_lwf(trials: list[dict[str, Any]], params: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return a method's trials, of one that contains LwF with LwF's tuned weight."""
+    tuned = params["tune"]["lwf"][0]
+    return [trial | tuned if tuned.keys() <= trial.keys() else trial for trial in trials]
 
 
 def _task(task: dict[str, Any], seed: int, images: Path, part: str | None) -> dict[str, Any]:

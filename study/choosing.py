@@ -6,7 +6,7 @@ from statistics import fmean
 
 from permafrost.artifacts import write_atomically
 from permafrost.tables import Row, markdown
-from study.__main__ import PIECES, REPOSITORY, best_hyperparameters, read_rows
+from study.__main__ import PIECES, REPOSITORY, best_hyperparameters, method, read_rows
 
 CHOOSING = REPOSITORY / "docs/results/choosing.md"
 # Each setting's pieces.
@@ -43,16 +43,29 @@ def choosing() -> str:
 def trials_table() -> str:
     """Return what was tried, a line for each method, piece and trial."""
     lines = []
+    chosen = _chosen()
     for name in (name for name, piece in PIECES.items() if piece.get("target") == "tune"):
         tried = defaultdict(list)
         for row in read_rows(name):
             tried[row["strategy"], _words(row["hyper"])].append(row)
-        best = best_hyperparameters(name)
         for (strategy, hyper), rows in sorted(tried.items()):
-            is_best = _words(best[strategy][0]) == hyper
-            mean = f"**{_mean(rows)}**" if is_best else _mean(rows)
+            is_chosen = (name, strategy, hyper) in chosen
+            mean = f"**{_mean(rows)}**" if is_chosen else _mean(rows)
             lines.append([name, strategy, hyper, mean])
-    return markdown(["piece", "method", "hyperparameters", "mean (chosen in bold)"], lines)
+    return markdown(["piece", "method", "hyperparameters", "mean (taken on in bold)"], lines)
+
+
+def _chosen() -> set[tuple[str, str, str]]:
+    """Return the trials that a later piece takes: piece, method and hyperparameters."""
+    chosen = set()
+    for piece in PIECES.values():
+        taken = {}
+        for name in piece.get("tuned", []):
+            best = best_hyperparameters(name) if read_rows(name) else {}
+            taken |= {strategy: (name, strategy, _words(b[0])) for strategy, b in best.items()}
+        used = piece["changes"].get("sweep.strategies", [])
+        chosen |= {trial for strategy, trial in taken.items() if strategy in used}
+    return chosen
 
 
 def ideas_table() -> str:
@@ -74,7 +87,7 @@ def margins(rows: Sequence[Row]) -> dict[str, tuple[float, int, str]]:
     found = {}
     methods = defaultdict(list)
     for row in rows:
-        methods[_method(row)].append(row)
+        methods[method(row)].append(row)
     for name, mine in methods.items():
         first = mine[0]
         if first["twin"] or first["metric"] == "random" or not _has_twin(first, methods):
@@ -107,12 +120,6 @@ def _is_twin(row: Row, of: Row) -> bool:
     if row["strategy"] != of["strategy"] or row["pct"] != of["pct"]:
         return False
     return bool(row["twin"]) or (row["metric"] == "random" and of["metric"] is not None)
-
-
-def _method(row: Row) -> str:
-    parts = [row["strategy"], row["metric"], f"{row['pct']:.0%}" if row["pct"] else None]
-    parts += [f"({row['twin']})" if row["twin"] else None]
-    return " ".join(part for part in parts if part)
 
 
 def _rows(pieces: Sequence[str]) -> list[Row]:

@@ -5,9 +5,10 @@ why.
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import yaml
@@ -16,7 +17,7 @@ from permafrost.artifacts import write_atomically
 from permafrost.claims import Claim, Tested, claims_table, held_against, kept_and_learned
 from permafrost.evaluation.comparisons import holm
 from permafrost.tables import Row, groups, markdown, measure, percent
-from study.__main__ import PIECES, REPOSITORY, read_rows
+from study.__main__ import PIECES, REPOSITORY, method, read_rows
 
 RESULTS = REPOSITORY / "docs/results"
 PLAN = Path(__file__).with_name("plan.yaml")
@@ -34,24 +35,38 @@ def main() -> None:
 
 
 def hold(plan: dict[str, list[dict[str, Any]]]) -> dict[str, list[Tested]]:
-    """Test each piece's claims on its rows; p is adjusted for all of them together."""
+    """Test each piece's claims on its rows; p is adjusted for all of them together.
+
+    A claim that cannot be decided counts among them.
+    """
     tested = {
-        piece: held_against(read_rows(piece), [Claim(**claim) for claim in claims])
+        piece: held_against(_whole(piece), [Claim(**claim) for claim in claims])
         for piece, claims in plan.items()
     }
     every = [each for members in tested.values() for each in members]
-    known = [each.difference.p for each in every if _has_p(each)]
-    adjusted = iter(holm(known))
+    unknown = [e.claim.text for e in every if e.difference is None and not e.without_overlap]
+    if unknown:
+        sys.exit(f"no rows of both sides: {'; '.join(unknown)}")
+    adjusted = iter(holm([1.0 if (p := _p(each)) is None else p for each in every]))
     return {
         piece: [
-            replace(each, p_adjusted=next(adjusted)) if _has_p(each) else each for each in members
+            replace(each, p_adjusted=p if _p(each) is not None else None)
+            for each, p in zip(members, adjusted, strict=False)
         ]
         for piece, members in tested.items()
     }
 
 
-def _has_p(each: Tested) -> bool:
-    return each.difference is not None and each.difference.p is not None
+def _whole(piece: str) -> list[Row]:
+    """Return the rows of a piece; all of its seeds must be done."""
+    rows = read_rows(piece)
+    if missing := set(PIECES[piece]["seeds"]) - {row["seed"] for row in rows}:
+        sys.exit(f"{piece}: seeds {sorted(missing)} are to be done first")
+    return rows
+
+
+def _p(each: Tested) -> float | None:
+    return None if each.difference is None else each.difference.p
 
 
 def claims(tested: dict[str, list[Tested]], tag: str) -> str:
@@ -64,6 +79,7 @@ def claims(tested: dict[str, list[Tested]], tag: str) -> str:
     ]
     for piece, members in tested.items():
         parts += [f"## {PIECES[piece]['about']}", claims_table(members)]
+        parts += [f"Not among them, since it failed: {name}." for name in _failed(piece)]
     return "\n\n".join([*parts, ""])
 
 
@@ -81,26 +97,28 @@ def tables() -> str:
 
 
 def _table(rows: Sequence[Row]) -> str:
-    failed = [row for row in rows if row["status"] != "done"]
-    done = [row | kept_and_learned(row) for row in rows if row["status"] == "done"]
     lines = []
-    for group, members in groups(done, "strategy", "metric", "pct", "twin"):
-        share = f"{group['pct']:.0%}" if group["pct"] else None
-        twin = f"({group['twin']})" if group["twin"] else None
-        name = " ".join(filter(None, [group["strategy"], group["metric"], share, twin]))
-        size = sum(row["memory_bytes"] for row in members) / len(members) / 1e6
-        known = [row["seconds"] for row in members if row["seconds"] is not None]
-        seconds = f"{sum(known) / len(known):.0f}" if known else "–"
-        figures = [percent(measure(_by_seed(members, m), m)) for m in _MEASURED]
-        seeds = len({row["seed"] for row in members})
-        lines.append([name, *figures, f"{size:.1f}", seconds, _count(seeds, group, failed)])
+    for group, members in groups(rows, "strategy", "metric", "pct", "twin"):
+        done = [row | kept_and_learned(row) for row in members if row["status"] == "done"]
+        figures = [percent(measure(_by_seed(done, name), name)) for name in _MEASURED]
+        size = _mean(row["memory_bytes"] / 1e6 for row in done)
+        seconds = _mean(row["seconds"] for row in done if row["seconds"] is not None)
+        seeds = len({row["seed"] for row in done})
+        lost = len({row["seed"] for row in members}) - seeds
+        count = f"{seeds} ({lost} failed)" if lost else str(seeds)
+        lines.append([method(group), *figures, size, seconds, count])
     heads = ["method", "kept", "learned", "mean", "mean, task not told", "MB", "seconds", "seeds"]
     return markdown(heads, lines)
 
 
-def _count(seeds: int, group: Row, failed: Sequence[Row]) -> str:
-    lost = [row for row in failed if all(row[name] == value for name, value in group.items())]
-    return f"{seeds} ({len(lost)} failed)" if lost else str(seeds)
+def _mean(values: Iterable[float]) -> str:
+    known = list(values)
+    return f"{fmean(known):.1f}" if known else "–"
+
+
+def _failed(piece: str) -> list[str]:
+    rows = [row for row in read_rows(piece) if row["status"] != "done"]
+    return [f"{method(row)}, seed {row['seed']}" for row in rows]
 
 
 def _by_seed(rows: Sequence[Row], name: str) -> list[Row]:

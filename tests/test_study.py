@@ -106,12 +106,14 @@ def test_where_the_images_lie_is_no_parameter_and_lwf_is_tuned_in_all_that_conta
     images, tmp_path
 ):
     piece = study.PIECES["ideas"]
-    other = tmp_path / "elsewhere/found"
+    other = tmp_path / "elsewhere/another name"
     shutil.copytree(images, other)
     here, there = (study.parameters(piece, 0, root) for root in (images, other))
     assert study.digest_of(here) == study.digest_of(there)
-    for name in ("lwf", "freeze_lwf", "soft_lwf"):
+    for name in ("lwf", "freeze_lwf", "soft_lwf", "lwm", "afc"):
         assert here["tune"][name][0]["weight"] == 3
+    tried = study.parameters(study.PIECES["tune-explained"], 0, images)["tune"]["lwm"]
+    assert [trial["weight"] for trial in tried] == [3, 3, 3]
     here["tune"]["ewc"] = [{"strength": 7}]  # which the piece does not run
     assert study.digest_of(here) == study.digest_of(there)
     here["tune"]["lwf"] = [{"weight": 7, "temperature": 2}]
@@ -165,6 +167,8 @@ def test_claims_of_all_pieces_are_adjusted_together(images, monkeypatch):
     study.write_rows("one", better + noise)
     much = [row | {"acc_mean": 0.9 + row["seed"] / 1000} for row in better]
     study.write_rows("two", much + noise)
+    pieces = {name: {"about": "One piece", "seeds": range(5)} for name in ("one", "two")}
+    monkeypatch.setattr(findings, "PIECES", pieces)
     claim = {"source": "s", "text": "t", "left": {"strategy": "a"}, "right": {"strategy": "b"}}
     alone, other = (findings.hold({piece: [claim]})[piece][0] for piece in ("one", "two"))
     together = findings.hold({"one": [claim], "two": [claim]})
@@ -172,7 +176,27 @@ def test_claims_of_all_pieces_are_adjusted_together(images, monkeypatch):
     assert together["one"][0].p_adjusted == pytest.approx(alone.p_adjusted)
     assert together["two"][0].p_adjusted == pytest.approx(2 * other.p_adjusted)
     assert alone.verdict == "holds"
-    monkeypatch.setattr(study, "PIECES", {"one": {"about": "One piece"}})
-    monkeypatch.setattr(findings, "PIECES", study.PIECES)
     assert "| a | 62.0 (" in findings.tables()
     assert "| s | t | mean | +" in findings.claims({"one": [alone]}, "some-tag")
+
+
+def test_a_claim_without_an_answer_counts_among_those_planned(images, monkeypatch):
+    claim = {"source": "s", "text": "t", "left": {"strategy": "a"}, "right": {"strategy": "b"}}
+    monkeypatch.setattr(findings, "PIECES", {"one": {"about": "One piece", "seeds": range(4)}})
+    rows = [made("a", seed, 0.6 + seed / 100) for seed in range(4)]
+    rows += [made("b", seed, 0.5 + (seed % 2) / 50) for seed in range(4)]
+    rows += [made("same", seed, 0.6 + seed / 100) for seed in range(4)]
+    rows += [made("lost", seed, 0.0, status="failed", memory_bytes=None) for seed in range(4)]
+    study.write_rows("one", rows[:-1])
+    alone = findings.hold({"one": [claim]})["one"][0]
+    open_claim = claim | {"right": {"strategy": "same"}}
+    first, second = findings.hold({"one": [claim, open_claim]})["one"]
+    assert first.p_adjusted == pytest.approx(2 * alone.p_adjusted)
+    assert (second.p_adjusted, second.verdict) == (None, "undecided")
+    assert "| lost | – | – | – | – | – | – | 0 (3 failed) |" in findings.tables()
+    assert "since it failed: lost, seed 2." in findings.claims({"one": [first]}, "tag")
+    with pytest.raises(SystemExit, match="no rows of both sides: t"):
+        findings.hold({"one": [claim | {"left": {"strategy": "lost"}}]})
+    monkeypatch.setattr(findings, "PIECES", {"one": {"seeds": range(5)}})
+    with pytest.raises(SystemExit, match=r"seeds \[4\] are to be done first"):
+        findings.hold({"one": [claim]})

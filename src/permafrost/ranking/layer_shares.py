@@ -11,9 +11,19 @@ CountNew = Callable[[Mapping[str, int]], int]
 SHARES = ("uniform", "explained", "magnitude", "depth")
 
 
-def uniform_shares(sizes: Mapping[str, int], part: float) -> dict[str, float]:
-    """Return the same share of every layer."""
-    return dict.fromkeys(sizes, part)
+def uniform_shares(
+    sizes: Mapping[str, int], part: float, free: Mapping[str, Tensor] | None = None
+) -> dict[str, float]:
+    """Return the same share of every layer, or of what every layer has free.
+
+    A share of the whole layer might be more than an earlier task has left of it. Parameters and
+    result as for :func:`depth_shares`.
+    """
+    if free is None:
+        return dict.fromkeys(sizes, part)
+    counts = {name: int(free[name].sum()) for name in sizes}
+    share = part * sum(sizes.values()) / max(1, sum(counts.values()))
+    return {name: min(1.0, share) * counts[name] / size for name, size in sizes.items()}
 
 
 def threshold_shares(

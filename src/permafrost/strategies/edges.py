@@ -61,20 +61,6 @@ class Edges(Sized, PackNet):
         trained = sum(int((owner == lesson.learned).sum()) for owner in owners)
         return self.share * (trained / total if total else 1.0)
 
-    def equal_shares(
-        self, sizes: Mapping[str, int], part: float, free: Mapping[str, Tensor] | None
-    ) -> dict[str, float]:
-        """Return the same share of what each layer has free.
-
-        A share of the whole layer might be more than an earlier task has left of it.
-        """
-        if free is None:
-            return super().equal_shares(sizes, part, free)
-        counts = {name: int(free[name].sum()) for name in sizes}
-        all_free = sum(counts.values())
-        wanted = part * sum(sizes.values()) / max(1, all_free)
-        return {name: wanted * counts[name] / size for name, size in sizes.items()}
-
     def _clear(
         self, packed: Mapping[str, nn.Parameter], owners: Mapping[str, Tensor], lesson: Lesson
     ) -> None:

@@ -35,7 +35,7 @@ class Sized(Strategy):
         Part of the convolutions' weights that each task keeps, 0..1; 0 for an equal part for each
         task. Which layers they are in, ``shares`` says.
     shares : {"uniform", "explained", "magnitude", "depth"}
-        ``uniform``: the same part of every layer. ``explained``: as many of each as lie above one
+        ``uniform``: the same part of what is free of every layer. ``explained``: as many of each as lie above one
         threshold on the score of a weight (:func:`weight_scores`). ``magnitude``: the same by the
         weight's size. ``depth``: whole layers from the input on.
     mix : float
@@ -64,13 +64,6 @@ class Sized(Strategy):
         """Return the part of all weights that a task keeps."""
         return self.share or 1 / len(lesson.sequence.tasks)
 
-    def equal_shares(
-        self, sizes: Mapping[str, int], part: float, free: Mapping[str, Tensor] | None
-    ) -> dict[str, float]:
-        """Return equal shares, which ``mix`` mixes with others."""
-        del free
-        return uniform_shares(sizes, part)
-
     def layer_shares(
         self, lesson: Lesson, free: Mapping[str, Tensor] | None = None
     ) -> dict[str, float]:
@@ -78,7 +71,7 @@ class Sized(Strategy):
         weights = _weights(lesson.network)
         sizes = {name: weight.numel() for name, weight in weights.items()}
         part = self.part(lesson)
-        uniform = self.equal_shares(sizes, part, free)
+        uniform = uniform_shares(sizes, part, free)
         if self.shares == "uniform" or self.mix == 0:
             return uniform
         if self.shares == "depth":
