@@ -56,7 +56,7 @@ def test_a_training_that_is_stopped(make_root, fresh, monkeypatch, error, status
     assert runs_of(root / "mlflow.db") == expected([0])
 
 
-def test_a_run_says_what_it_is_and_where_it_is_from(make_root, fresh):
+def test_a_run_says_what_it_is_and_where_it_is_from(make_root, fresh, monkeypatch):
     """In MLflow's own columns: user, source, commit and data set."""
     root = make_root()
     shutil.copy(fresh, root / "mlflow.db")
@@ -66,6 +66,7 @@ def test_a_run_says_what_it_is_and_where_it_is_from(make_root, fresh):
         subprocess.run([*git, *command], check=True)
     head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
     record = RunRecord("some", RUNS, "some", {"dataset": "digits", "split.tasks": 2})
+    monkeypatch.chdir(root)
     with Tracker(root).live(record) as run:
         run.finish(record)
     client = MlflowClient(f"sqlite:///{root / 'mlflow.db'}")

@@ -135,11 +135,13 @@ def test_the_plot_of_three_tasks(drawn, monkeypatch, tmp_path):
     monkeypatch.setattr(report, "TRADE_OFF_POINTS", tmp_path / "points.json")
     params = Params(seeds=[0], split={"tasks": 3, "classes_per_task": 3})
     more = {"acc_task3": 0.25, "R": [[]] * 3 + [[0.75, 0.5, 0.25]]}
-    report._draw([row(0, **more), row(0, "finetune", **more)], params)
+    rows = [row(0, **more), row(1, **more), row(0, "finetune", **more)]
+    report._draw(rows, params)
     ends = {"kept": 0.625, "learned": 0.25}
+    tuned = "finetune (1 seed)"  # where the others are of two
     assert json.loads((tmp_path / "points.json").read_text()) == [
-        {"method": "freeze mse", "frozen": 0.125, "name": "freeze mse 12.5%", **ends},
-        {"method": "finetune", "frozen": None, "name": "finetune", **ends},
+        {"method": "freeze mse", "frozen": 0.125, "name": "freeze mse 12.5%", **ends, "seeds": 2},
+        {"method": tuned, "frozen": None, "name": tuned, **ends, "seeds": 1},
     ]
     axis = drawn.figures[-1].axes[0]
     assert axis.get_xlabel() == "learned: accuracy on task 3, %"

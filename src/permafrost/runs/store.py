@@ -339,11 +339,14 @@ def run_record(
 
 def _note(record: dict[str, Any]) -> str:
     """Return what a run is, in a line."""
-    name = record.get("about", record.get("row", {})).get("strategy")
+    about = record.get("about", record.get("row", {}))
+    name = about.get("strategy")
     if name is None:
         return "The first task, from which all strategies go on."
     what = (STRATEGIES[name].__doc__ or "").partition("\n")[0] if name in STRATEGIES else ""
-    return what or f"The strategy {name} of the project's own."
+    note = what or f"The strategy {name} of the project's own."
+    control = about.get("twin") or ("chance" if about.get("metric") == "random" else None)
+    return f"{note} A control: {control} in the explanation's place." if control else note
 
 
 def _curves(history: list[dict[str, Any]]) -> list[Mapping[str, float]]:

@@ -425,8 +425,11 @@ def _draw(rows: list[Row], params: Params) -> None:
     others = [
         row | {"label": full_label(row, params)} for row in mine if row["strategy"] != "freeze"
     ]
-    single = [_point(group, members) for group, members in groups(others, "label")]
     seeds = len({row["seed"] for row in mine})
+    single = [
+        _point({"label": _with_seeds(group["label"], members, seeds)}, members)
+        for group, members in groups(others, "label")
+    ]
     about = f"{params.split.datasets}, head {head}, {seeds} seed{'s' if seeds != 1 else ''}"
     draw_trade_off(TRADE_OFF_PICTURE, points, single, len(params.split.sizes), about)
     save_json(
@@ -438,11 +441,18 @@ def _draw(rows: list[Row], params: Params) -> None:
                 "name": " ".join([method, *([share(point["pct"])] if "pct" in point else [])]),
                 "kept": point["kept"].mean,
                 "learned": point["learned"].mean,
+                "seeds": point["seeds"],
             }
             for point in [*points, *single]
             for method in [point.get("label") or f"freeze {point['metric']}"]
         ],
     )
+
+
+def _with_seeds(name: str, members: list[Row], usual: int) -> str:
+    """Add how many seeds a method was run on, where these are fewer than usual."""
+    seeds = len({row["seed"] for row in members})
+    return name if seeds == usual else f"{name} ({seeds} seed{'s' if seeds != 1 else ''})"
 
 
 def full_label(row: Row, params: Params) -> str:
@@ -452,6 +462,5 @@ def full_label(row: Row, params: Params) -> str:
 
 
 def _point(group: Row, members: list[Row]) -> dict[str, Any]:
-    return group | {
-        name: measure(map(kept_and_learned, members), name) for name in ("kept", "learned")
-    }
+    found = {name: measure(map(kept_and_learned, members), name) for name in ("kept", "learned")}
+    return group | found | {"seeds": len({row["seed"] for row in members})}

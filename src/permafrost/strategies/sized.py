@@ -35,9 +35,9 @@ class Sized(Strategy):
         Part of the convolutions' weights that each task keeps, 0..1; 0 for an equal part for each
         task. Which layers they are in, ``shares`` says.
     shares : {"uniform", "explained", "magnitude", "depth"}
-        ``uniform``: the same part of what is free of every layer. ``explained``: as many of each as lie above one
-        threshold on the score of a weight (:func:`weight_scores`). ``magnitude``: the same by the
-        weight's size. ``depth``: whole layers from the input on.
+        ``uniform``: the same part of what is free of every layer. ``explained``: as many of each as
+        lie above one threshold on the score of a weight (:func:`weight_scores`). ``magnitude``: the
+        same by the weight's size. ``depth``: whole layers from the input on.
     mix : float
         0..1: 0 for uniform shares, 1 for what ``shares`` says, between them in proportion.
     """

@@ -520,11 +520,14 @@ def _is_whole(run: "Run") -> bool:
 
 
 def _origin(root: Path) -> dict[str, str]:
-    """Return who trains, where and with which commit checked out, as MLflow's own tags."""
+    """Return who trains, where and with which commit checked out, as MLflow's own tags.
+
+    DVC runs a queued experiment in a copy, which has its own commit.
+    """
     tags = {"mlflow.source.name": root.resolve().name, "mlflow.source.type": "LOCAL"}
     with suppress(OSError, KeyError):  # a user without a name
         tags["mlflow.user"] = getpass.getuser()
-    command = ["git", "-C", str(root), "rev-parse", "HEAD"]
+    command = ["git", "rev-parse", "HEAD"]
     with suppress(OSError, subprocess.SubprocessError):  # no git, or no commit
         found = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True)
         tags["mlflow.source.git.commit"] = found.stdout.strip()
