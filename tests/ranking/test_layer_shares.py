@@ -19,6 +19,10 @@ CPU = torch.device("cpu")
 
 def test_uniform():
     assert uniform_shares({"a": 4, "b": 8}, 0.25) == {"a": 0.25, "b": 0.25}
+    held = {"a": torch.arange(4) < 1, "b": torch.arange(8) < 7}  # True is free
+    shares = uniform_shares({"a": 4, "b": 8}, 0.5, held)
+    assert shares == pytest.approx({"a": 6 / 8 * 1 / 4, "b": 6 / 8 * 7 / 8})  # as many in all
+    assert uniform_shares({"a": 4, "b": 8}, 0.9, held) == {"a": 1 / 4, "b": 7 / 8}
 
 
 def test_one_threshold_for_all_layers():
