@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from statistics import fmean
+from statistics import correlation, fmean
 from typing import Any
 
 import yaml
@@ -16,6 +16,7 @@ import yaml
 from permafrost.artifacts import write_atomically
 from permafrost.claims import Claim, Tested, claims_table, held_against, kept_and_learned
 from permafrost.evaluation.comparisons import holm
+from permafrost.strategies.packnet import PackNet
 from permafrost.tables import Row, groups, markdown, measure, percent
 from study.__main__ import PIECES, REPOSITORY, method, read_rows
 
@@ -32,6 +33,7 @@ def main() -> None:
     tested = hold(plan["claims"])
     write_atomically(RESULTS / "claims.md", claims(tested, plan["tag"]).encode())
     write_atomically(RESULTS / "tables.md", tables().encode())
+    write_atomically(RESULTS / "drift.md", drift().encode())
 
 
 def hold(plan: dict[str, list[dict[str, Any]]]) -> dict[str, list[Tested]]:
@@ -94,6 +96,46 @@ def tables() -> str:
         if "about" in piece and read_rows(name):
             parts += [f"## {piece['about']}", _table(read_rows(name))]
     return "\n\n".join([*parts, ""])
+
+
+def drift() -> str:
+    """Return for each confirming piece how drift and forgetting go together, as Markdown."""
+    parts = [
+        "# Drift and forgetting",
+        "How far the first task's responses have moved at the end, relative to their size, and "
+        "the share of the forgetting's variance within a seed that goes with it. Methods that "
+        "answer old tasks with a part of the network are left out.",
+    ]
+    for name, piece in PIECES.items():
+        if "about" in piece and any(row["strategy"] == "finetune" for row in read_rows(name)):
+            parts += [f"## {piece['about']}", drift_table(read_rows(name))]
+    return "\n\n".join([*parts, ""])
+
+
+def drift_table(rows: Sequence[Row]) -> str:
+    """Return by layer how far responses drift, and how much of the forgetting goes with it.
+
+    Both are held against each other within a seed. Methods whose old tasks are answered by a part
+    of the network are left out: drift is of the whole.
+    """
+    done = [row for row in rows if row["status"] == "done" and row["drift"]]
+    done = [row for row in done if row["remark"] != PackNet.remark]
+    tuned = [row for row in done if row["strategy"] == "finetune"]
+    forgotten = _within_seeds([row["forgetting"] for row in done], done)
+    lines = []
+    for layer in sorted(done[0]["drift"] if done else [], key=lambda name: (len(name), name)):
+        drift = _within_seeds([row["drift"][layer] for row in done], done)
+        known = f"{correlation(drift, forgotten) ** 2:.2f}"
+        lines.append([layer, f"{fmean(row['drift'][layer] for row in tuned):.2f}", known])
+    return markdown(["layer", "fine-tuning's drift", f"r² ({len(done)} runs)"], lines)
+
+
+def _within_seeds(values: Sequence[float], rows: Sequence[Row]) -> list[float]:
+    """Return how far each run's value is above its seed's mean."""
+    by_seed: dict[int, list[float]] = {}
+    for value, row in zip(values, rows, strict=True):
+        by_seed.setdefault(row["seed"], []).append(value)
+    return [v - fmean(by_seed[row["seed"]]) for v, row in zip(values, rows, strict=True)]
 
 
 def _table(rows: Sequence[Row]) -> str:

@@ -12,6 +12,7 @@ from permafrost.names import check_names
 from permafrost.params import Params
 from permafrost.ranking import Evidence
 from permafrost.ranking.weights import random
+from permafrost.strategies.packnet import PackNet
 from study import __main__ as study
 from study import choosing, draws, findings
 
@@ -136,7 +137,8 @@ def made(strategy, seed, accuracy, **more):
     row = {
         "strategy": strategy, "seed": seed, "acc_mean": accuracy, "status": "done", "metric": None,
         "pct": None, "twin": None, "hyper": {}, "R": [[0.1, 0.1], [0.5, 0.1], [accuracy, accuracy]],
-        "memory_bytes": 1e6, "seconds": 2.0, "acc_mean_without_task": None,
+        "memory_bytes": 1e6, "seconds": 2.0, "acc_mean_without_task": None, "remark": "",
+        "forgetting": 0.5 - accuracy, "drift": {"features.10": seed - accuracy, "features.3": seed},
     }  # fmt: skip
     return row | more
 
@@ -178,6 +180,22 @@ def test_claims_of_all_pieces_are_adjusted_together(images, monkeypatch):
     assert alone.verdict == "holds"
     assert "| a | 62.0 (" in findings.tables()
     assert "| s | t | mean | +" in findings.claims({"one": [alone]}, "some-tag")
+
+
+def test_how_much_of_the_forgetting_goes_with_drift(images):
+    drawn = (0.01, -0.02, 0.03, -0.01)
+    rows = [
+        made(strategy, seed, accuracy + drawn[seed] / 10)
+        for seed in range(4)
+        for strategy, accuracy in (("finetune", 0.1), ("freeze", 0.2), ("lwf", 0.4))
+    ]
+    for number, row in enumerate(rows):  # of each seed the same, of the second layer unlike it
+        row["drift"]["features.3"] += (0.1, 0.3, 0.1)[number % 3]
+    packed = [made("packnet", seed, 0.4, remark=PackNet.remark) for seed in range(4)]
+    lines = findings.drift_table([*rows, *packed]).splitlines()
+    assert lines[0] == "| layer | fine-tuning's drift | r² (12 runs) |"
+    assert lines[2].startswith("| features.3 | 1.60 | 0.0")  # in the order of the layers
+    assert lines[3] == "| features.10 | 1.40 | 1.00 |"
 
 
 def test_a_claim_without_an_answer_counts_among_those_planned(images, monkeypatch):
