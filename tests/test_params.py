@@ -483,6 +483,10 @@ def test_tasks_of_several_data_sets(load):
     assert split.sizes == [3, 2, 2]
     assert split.sources == [("image_folder", "data/photos"), ("digits", None)]
     assert split.tasks[1].flip is False
+    listed = [{"classes": ["0", "1"]}, {"classes": ["2", "3"], "epochs": 3}]
+    params = Params(split={"tasks": listed})
+    assert [params.epochs(task) for task in (0, 1)] == [10, 3]
+    assert Params().epochs(1) == 10
     assert split.tasks[0].flip is None
 
 

@@ -160,7 +160,7 @@ class _Counted:
         runs, trials, variants = self._runs(), self._trials(), self._variants()
         pooled = dict.fromkeys(run for run in runs if run not in variants)
         trained = [*variants, *pooled, *trials]
-        steps = len(seeds) * self._steps(0, params.train.epochs)
+        steps = len(seeds) * self._steps(0, params.epochs(0))
         steps += sum(self._steps_of(run) for run in trained)
         of_seeds = {"split": 0.0, "train_first": self._first(costs), **self._explaining(costs)}
         stages = {f"{name}@{seed}": cost for name, cost in of_seeds.items() for seed in seeds}
@@ -258,7 +258,7 @@ class _Counted:
         return seconds
 
     def _first(self, costs: Costs) -> float:
-        epochs, first = self.params.train.epochs, self.sequence.tasks[0]
+        epochs, first = self.params.epochs(0), self.sequence.tasks[0]
         return self._steps(0, epochs) * costs.step + epochs * len(first.test) * costs.measured
 
     def _explaining(self, costs: Costs) -> dict[str, float]:

@@ -82,13 +82,14 @@ class Source(NamedTuple):
 
 
 class TaskOf(_Section):
-    """A task of a data set of its own; its augmentation where it is not what ``train`` says."""
+    """A task of a data set of its own, and how it is trained where not as ``train`` says."""
 
     dataset: str = "digits"
     root: Annotated[str, AfterValidator(_path)] | None = None
     classes: ClassList
     flip: bool | None = None
     padding: Annotated[int, Field(ge=0, le=64)] | None = None
+    epochs: Annotated[int, Field(ge=1, le=10_000)] | None = None
 
     @property
     def source(self) -> Source:
@@ -324,6 +325,11 @@ class Params(_Section):
     tune: Tune = {}
     sweep: Sweep = Sweep()
     runtime: Runtime = Runtime()
+
+    def epochs(self, task: int) -> int:
+        """Return for how many epochs a task is trained."""
+        listed = [] if isinstance(self.split.tasks, int) else self.split.tasks
+        return listed[task].epochs or self.train.epochs if listed else self.train.epochs
 
     @model_validator(mode="after")
     def _network_and_images_fit(self) -> "Params":

@@ -77,11 +77,11 @@ def save_tasks(path: Path, sequence: TaskSequence) -> None:
             images: LabeledImages = getattr(task, part)
             tensors[f"{index}/{part}/images"] = images.images
             tensors[f"{index}/{part}/labels"] = images.labels
-    own = [task.augmentation for task in sequence.tasks]
+    own = [task.training for task in sequence.tasks]
     save_tensors(
         path,
         tensors,
-        ({"augmentation": own} if any(own) else {})
+        ({"training": own} if any(own) else {})
         | {
             "classes": [list(task.classes) for task in sequence.tasks],
             "mean": list(sequence.normalization.mean),
@@ -103,7 +103,7 @@ def load_tasks(path: Path) -> TaskSequence:
         tasks = tuple(
             replace(_task(tensors, index, tuple(classes)), **own)
             for index, (classes, own) in enumerate(
-                zip(about["classes"], about.get("augmentation", repeat({})), strict=False)
+                zip(about["classes"], about.get("training", repeat({})), strict=False)
             )
         )
         return TaskSequence(tasks, Normalization(tuple(about["mean"]), tuple(about["std"])))

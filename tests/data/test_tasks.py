@@ -263,7 +263,7 @@ def test_tasks_of_several_data_sets():
     photos, drawings = two_sets()
     parts = [
         TaskFrom(photos, ["photo 2", "photo 0"]),
-        TaskFrom(drawings, ["drawing 1"], flip=False, padding=0),
+        TaskFrom(drawings, ["drawing 1"], flip=False, padding=0, epochs=7),
     ]
     sequence = tasks_of(parts, validation=0.2, test_share=0.3)
     first, second = sequence.tasks
@@ -272,19 +272,19 @@ def test_tasks_of_several_data_sets():
     assert (len(first.train), len(first.validation), len(first.test)) == (16, 4, 20)
     assert (len(second.train), len(second.validation), len(second.test)) == (6, 1, 3)
     assert first.train.images[first.train.labels == 0][:, 0, 0, 0].min() >= 20  # of photo 2
-    assert first.augmentation == {}
-    assert second.augmentation == {"flip": False, "padding": 0}
+    assert first.training == {}
+    assert second.training == {"flip": False, "padding": 0, "epochs": 7}
     # The first task's statistics, for both.
     assert sequence.normalization == statistics(first.train.images)
     with pytest.raises(InputError, match=r"^split\.classes: the data set has no class 'drawing 1'"):
         tasks_of([TaskFrom(photos, ["drawing 1"])], validation=0, test_share=0.3)
 
 
-def test_an_augmentation_of_its_own_is_stored(tmp_path):
+def test_how_a_task_is_trained_is_stored(tmp_path):
     photos, drawings = two_sets()
     plain = [TaskFrom(photos, ["photo 0"]), TaskFrom(drawings, ["drawing 0"])]
-    for parts in (plain, [plain[0], replace(plain[1], flip=True)]):
+    for parts in (plain, [plain[0], replace(plain[1], flip=True, epochs=3)]):
         sequence = tasks_of(parts, validation=0.2, test_share=0.3)
         save_tasks(tmp_path / "tasks", sequence)
         read = load_tasks(tmp_path / "tasks")
-        assert [t.augmentation for t in read.tasks] == [t.augmentation for t in sequence.tasks]
+        assert [t.training for t in read.tasks] == [t.training for t in sequence.tasks]

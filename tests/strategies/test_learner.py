@@ -7,7 +7,7 @@ import pytest
 
 from lessons import CPU, HEADS, SGD, learn, make_lesson, penalty_memory
 from permafrost.data import Batches
-from permafrost.strategies import Joint, Learner, Progress, Replay
+from permafrost.strategies import Joint, Learner, PackNet, Progress, Replay
 from permafrost.strategies.replay import buffer_memory
 from permafrost.training import TrainingConfig
 
@@ -47,6 +47,20 @@ def test_a_training_resumes_to_the_same_bits(
         assert progress.history == straight.history
         assert progress.rows == straight.rows
         assert same_bits(progress.memory, straight.memory)
+
+
+def test_a_task_is_trained_for_its_own_epochs(make_network, make_sequence):
+    first, second = make_sequence().tasks
+    sequence = replace(make_sequence(), tasks=(replace(first, epochs=3), second))
+    learner = Learner(
+        sequence, TrainingConfig(epochs=1, batch_size=4), head="multi", seed=0, device=CPU
+    )
+    progress, network = Progress(0, []), make_network()
+    PackNet("multi").learn(learner, network, progress)
+    trained = [(row["task"], row["phase"]) for row in progress.history]
+    assert trained == [(1, "learn")] * 3 + [(2, "retrain")] * 2 + [(2, "learn")]
+    (phase,) = Replay("multi").phases(make_lesson(network, sequence, learned=0))
+    assert phase.epochs == 3
 
 
 def test_a_task_is_augmented_in_its_own_way(make_network, make_sequence, monkeypatch):

@@ -25,8 +25,8 @@ class Task:
         The C names; label ``i`` of this task is ``classes[i]``.
     train, validation, test : LabeledImages
         Disjoint sets of images with labels 0..C-1; `validation` may be empty.
-    flip, padding : bool or None, int or None
-        How its images are augmented where not as all tasks' are.
+    flip, padding, epochs : bool or None, int or None, int or None
+        How its images are augmented and for how many epochs it is trained, where not as all tasks.
     """
 
     classes: tuple[str, ...]
@@ -35,11 +35,12 @@ class Task:
     test: LabeledImages
     flip: bool | None = None
     padding: int | None = None
+    epochs: int | None = None
 
     @property
-    def augmentation(self) -> dict[str, Any]:
-        """Return what is its own of the augmentation."""
-        own = {"flip": self.flip, "padding": self.padding}
+    def training(self) -> dict[str, Any]:
+        """Return what is its own of how it is trained."""
+        own = {"flip": self.flip, "padding": self.padding, "epochs": self.epochs}
         return {name: value for name, value in own.items() if value is not None}
 
 
@@ -143,7 +144,7 @@ class TaskFrom:
         The data set.
     classes : sequence of str
         Their names, in the order of the labels.
-    flip, padding : bool or None, int or None
+    flip, padding, epochs : bool or None, int or None, int or None
         As of :class:`Task`.
     """
 
@@ -151,6 +152,7 @@ class TaskFrom:
     classes: Sequence[str]
     flip: bool | None = None
     padding: int | None = None
+    epochs: int | None = None
 
 
 def tasks_of(parts: Sequence[TaskFrom], *, validation: float, test_share: float) -> TaskSequence:
@@ -178,7 +180,8 @@ def tasks_of(parts: Sequence[TaskFrom], *, validation: float, test_share: float)
     for part in parts:
         (labels,) = _named(part.dataset.class_names, [part.classes])
         task = _make_task(part.dataset, labels, validation, test_share)
-        divided.append(replace(task, flip=part.flip, padding=part.padding))
+        own = {"flip": part.flip, "padding": part.padding, "epochs": part.epochs}
+        divided.append(replace(task, **own))
     return TaskSequence(tuple(divided), statistics(divided[0].train.images))
 
 

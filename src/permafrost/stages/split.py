@@ -28,7 +28,7 @@ def make_tasks(params: Params, seed: int) -> TaskSequence:
     if not isinstance(split.tasks, int):
         return tasks_of(
             [
-                TaskFrom(datasets[task.source], task.classes, task.flip, task.padding)
+                TaskFrom(datasets[task.source], task.classes, task.flip, task.padding, task.epochs)
                 for task in split.tasks
             ],
             validation=split.validation,

@@ -19,7 +19,7 @@ def run(seed: int) -> None:
     """
     with open_workspace("train_first", seed) as workspace:
         params, path = workspace.params, seed_file(TASKS, seed)
-        with progress_bar(f"first task, seed {seed}", params.train.epochs) as advance:
+        with progress_bar(f"first task, seed {seed}", params.epochs(0)) as advance:
             try:
                 record = train_first_task(
                     workspace.store,

@@ -36,7 +36,7 @@ def run(seed: int) -> None:
     """
     with open_workspace("train_second", seed) as workspace:
         params = workspace.params
-        epochs = params.train.epochs * (len(params.split.sizes) - 1)
+        epochs = sum(map(params.epochs, range(1, len(params.split.sizes))))
         with progress_bar(f"further tasks, seed {seed}", epochs) as advance:
             record = train_run(
                 workspace.store,

@@ -105,6 +105,10 @@ class Lesson:
         """Return whether no task follows the one that is learned now."""
         return self.learned + 1 == len(self.sequence.tasks)
 
+    def epochs(self, task: int) -> int:
+        """Return for how many epochs a task is trained."""
+        return self.sequence.tasks[task].epochs or self.config.epochs
+
     def batches(self, task: int) -> Batches:
         """Return the training images of a task."""
         return Batches(self.sequence.tasks[task].train, self.sequence.normalization, self.device)
@@ -261,7 +265,7 @@ class Strategy:
 
     def phases(self, lesson: Lesson) -> list[Phase]:
         """Return the trainings by which a further task is learned."""
-        return [Phase(lesson.learned, lesson.config.epochs)]
+        return [Phase(lesson.learned, lesson.epochs(lesson.learned))]
 
     def while_learning(self, lesson: Lesson, phase: Phase) -> AbstractContextManager[Guard]:
         """Return a context that holds while a phase is trained.

@@ -86,7 +86,7 @@ class Circuit(Sized):
     def phases(self, lesson: Lesson) -> list[Phase]:
         """Let the circuit of the last task relearn it, then learn the next task."""
         relearned = Phase(lesson.learned - 1, round(self.relearn), RELEARN)
-        return [relearned, Phase(lesson.learned, lesson.config.epochs)]
+        return [relearned, Phase(lesson.learned, lesson.epochs(lesson.learned))]
 
     @contextmanager
     def while_learning(self, lesson: Lesson, phase: Phase) -> Iterator[Guard]:

@@ -127,7 +127,7 @@ def union(tasks: tuple[Task, ...]) -> LabeledImages:
 
 def _common(config: TrainingConfig, tasks: tuple[Task, ...]) -> dict[str, Any]:
     """Return the augmentation that suits the images of all tasks: flips only where all are."""
-    own = [replace(config, **task.augmentation) for task in tasks]
+    own = [replace(config, **task.training) for task in tasks]
     return {"flip": all(c.flip for c in own), "padding": min(c.padding for c in own)}
 
 

@@ -44,7 +44,7 @@ class LayerChange(Strategy):
 
     def phases(self, lesson: Lesson) -> list[Phase]:
         """Try, then learn."""
-        epochs = lesson.config.epochs
+        epochs = lesson.epochs(lesson.learned)
         return [Phase(lesson.learned, epochs, TRIAL), Phase(lesson.learned, epochs)]
 
     @contextmanager

@@ -151,7 +151,7 @@ class Learner:
             names the task and the training.
         """
         lesson = self._lesson(network, progress)
-        plainly = [Phase(0, self.config.epochs)]
+        plainly = [Phase(0, lesson.epochs(0))]
         phases = strategy.phases(lesson) if progress.learned else plainly
         while progress.phase < len(phases):
             phase = phases[progress.phase]
@@ -178,7 +178,7 @@ class Learner:
             network.load_state_dict(progress.start)
         lesson = self._lesson(network, progress)
         task = self.sequence.tasks[phase.task]
-        train, own = task.train, task.augmentation
+        train, own = task.train, task.training
         if self.head == "expanding":
             offset = network.label_offset(self.head, phase.task)
             train = replace(train, labels=train.labels + offset)
@@ -195,7 +195,7 @@ class Learner:
             rows = fit(
                 lesson.view(phase.task),
                 Batches(train, self.sequence.normalization, self.device),
-                replace(self.config, epochs=phase.epochs, **own),
+                replace(self.config, **own | {"epochs": phase.epochs}),
                 generator=generator(*purpose),
                 objective=guard.objective,
                 observer=guard.observer,

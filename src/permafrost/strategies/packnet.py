@@ -50,9 +50,9 @@ class PackNet(Strategy):
 
     def phases(self, lesson: Lesson) -> list[Phase]:
         """Retrain what pruning has left, then learn the next task."""
-        epochs = lesson.config.epochs
-        retrained = Phase(lesson.learned - 1, (epochs + 1) // 2, RETRAIN)
-        return [retrained, Phase(lesson.learned, epochs)]
+        last, new = lesson.learned - 1, lesson.learned
+        retrained = Phase(last, (lesson.epochs(last) + 1) // 2, RETRAIN)
+        return [retrained, Phase(new, lesson.epochs(new))]
 
     @contextmanager
     def while_learning(self, lesson: Lesson, phase: Phase) -> Iterator[Guard]:

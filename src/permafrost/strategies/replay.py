@@ -105,6 +105,6 @@ def _draw(
         Images, labels and where they stand in the buffer.
     """
     purpose = (lesson.seed, "replay", lesson.learned, task, batch.epoch, batch.step)
-    config = replace(lesson.config, **lesson.sequence.tasks[task].augmentation)
+    config = replace(lesson.config, **lesson.sequence.tasks[task].training)
     drawn = buffer.epoch(generator(*purpose), size, flip=config.flip, padding=config.padding)
     return next(drawn)
