@@ -34,7 +34,11 @@ PIECES: dict[str, dict[str, Any]] = yaml.safe_load(
 ROWS = REPOSITORY / "docs/results/rows"
 PROJECT = REPOSITORY / "build/study"
 # Where each target leaves its rows.
-FOUND = {"sweep": "metrics/sweep.json", "tune": "metrics/trials.json"}
+FOUND = {
+    "sweep": "metrics/sweep.json",
+    "tune": "metrics/trials.json",
+    "stability": "metrics/stability.json",
+}
 BIN = Path(sys.executable).parent
 # A share of each class of the digits is tested on at the end, and seen by no piece that chooses.
 _DIGITS_TEST = 0.25
@@ -105,7 +109,7 @@ def write_rows(name: str, rows: list[dict[str, Any]]) -> None:
 
 
 def run_workflow(params: dict[str, Any], target: str) -> list[dict[str, Any]]:
-    """Run the workflow up to a stage and return its rows, each with its seconds."""
+    """Run the workflow up to a stage and return its rows; those of trainings with their facts."""
     (PROJECT / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
     path = f"{BIN}{os.pathsep}{os.environ['PATH']}"  # DVC looks for the stages' command there
     # By force: the project's stages do not depend on the code, but what is stored of runs does.
@@ -113,6 +117,9 @@ def run_workflow(params: dict[str, Any], target: str) -> list[dict[str, Any]]:
         run = [str(BIN / command[0]), *command[1:]]
         subprocess.run(run, cwd=PROJECT, check=True, env=os.environ | {"PATH": path})
     found = load_record(PROJECT / FOUND[target])
+    if target == "stability":
+        about = found["criteria"].items()
+        return [{"seed": found["seed"], "criterion": name} | checks for name, checks in about]
     return [with_facts(row) for row in (found["trials"] if target == "tune" else found)]
 
 

@@ -34,6 +34,7 @@ def main() -> None:
     write_atomically(RESULTS / "claims.md", claims(tested, plan["tag"]).encode())
     write_atomically(RESULTS / "tables.md", tables().encode())
     write_atomically(RESULTS / "drift.md", drift().encode())
+    write_atomically(RESULTS / "stability.md", stability().encode())
 
 
 def hold(plan: dict[str, list[dict[str, Any]]]) -> dict[str, list[Tested]]:
@@ -123,11 +124,46 @@ def drift_table(rows: Sequence[Row]) -> str:
     tuned = [row for row in done if row["strategy"] == "finetune"]
     forgotten = _within_seeds([row["forgetting"] for row in done], done)
     lines = []
-    for layer in sorted(done[0]["drift"] if done else [], key=lambda name: (len(name), name)):
+    for layer in sorted(done[0]["drift"] if done else [], key=_place):
         drift = _within_seeds([row["drift"][layer] for row in done], done)
         known = f"{correlation(drift, forgotten) ** 2:.2f}"
         lines.append([layer, f"{fmean(row['drift'][layer] for row in tuned):.2f}", known])
     return markdown(["layer", "fine-tuning's drift", f"r² ({len(done)} runs)"], lines)
+
+
+def stability() -> str:
+    """Return how well rankings by halves of the images agree, and with the truth, as Markdown."""
+    rows = read_rows("stability")
+    criteria = list(dict.fromkeys(row["criterion"] for row in rows))
+    mine = [[row for row in rows if row["criterion"] == criterion] for criterion in criteria]
+    layers = sorted(mine[0][0]["ablation"], key=_place) if mine else []
+    lines = []
+    for layer in layers:
+        halves = [
+            [row["checks"]["halves"].get(layer, {}).get("spearman") for row in members]
+            for members in mine
+        ]
+        truth = [[fmean(row["ablation"][layer]) for row in members] for members in mine]
+        lines.append([layer, *map(_mean_correlation, [*halves, *truth])])
+    heads = [f"{c}, halves" for c in criteria] + [f"{c}, ablation" for c in criteria]
+    parts = [
+        "# Whether rankings can be trusted",
+        f"Spearman's correlation of the order of filters by one half of the images with that by "
+        f"the other, and of the scores with those of `ablation`, mean over "
+        f"{len(mine[0]) if mine else 0} seeds.",
+        markdown(["layer", *heads], lines),
+    ]
+    return "\n\n".join([*parts, ""])
+
+
+def _mean_correlation(values: Sequence[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    return f"{fmean(known):z.2f}" if known else "–"
+
+
+def _place(layer: str) -> tuple[int, str]:
+    """Return what sorts layers by their numbers."""
+    return len(layer), layer
 
 
 def _within_seeds(values: Sequence[float], rows: Sequence[Row]) -> list[float]:

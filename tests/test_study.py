@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 
 import pytest
 import torch
@@ -40,7 +41,8 @@ def images(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", study.PIECES)
-def test_parameters_are_valid_and_differ_by_seed(images, name):
+def test_parameters_are_valid_and_differ_by_seed(images, monkeypatch, name):
+    monkeypatch.setitem(sys.modules, "custom.draws", draws)  # the project's, when it is made
     piece = study.PIECES[name]
     first, second = (study.parameters(piece, seed, images) for seed in (0, 1))
     for params, seed in ((first, 0), (second, 1)):
@@ -196,6 +198,27 @@ def test_how_much_of_the_forgetting_goes_with_drift(images):
     assert lines[0] == "| layer | fine-tuning's drift | r² (12 runs) |"
     assert lines[2].startswith("| features.3 | 1.60 | 0.0")  # in the order of the layers
     assert lines[3] == "| features.10 | 1.40 | 1.00 |"
+
+
+def test_how_far_rankings_can_be_trusted(images):
+    def checks(halves, truth):
+        found = {f"features.{n}": {"spearman": v, "top_half": 1.0} for n, v in halves.items()}
+        return {"checks": {"halves": found}, "ablation": truth}
+
+    truth = {"features.10": [0.1, 0.3], "features.3": [0.5, 0.7]}
+    rows = [
+        {"seed": seed, "criterion": name} | checks(halves, truth)
+        for seed in (1, 2)
+        for name, halves in (("a", {3: 0.9 + seed / 100, 10: 0.8}), ("b", {10: 0.1}))
+    ]
+    study.write_rows("stability", rows)
+    lines = findings.stability().splitlines()
+    assert "mean over 2 seeds" in lines[2]
+    assert lines[4] == "| layer | a, halves | b, halves | a, ablation | b, ablation |"
+    assert lines[6:] == [
+        "| features.3 | 0.92 | – | 0.60 | 0.60 |",
+        "| features.10 | 0.80 | 0.10 | 0.20 | 0.20 |",
+    ]
 
 
 def test_a_claim_without_an_answer_counts_among_those_planned(images, monkeypatch):
