@@ -212,7 +212,7 @@ def test_how_far_rankings_can_be_trusted(images):
         for name, halves in (("a", {3: 0.9 + seed / 100, 10: 0.8}), ("b", {10: 0.1}))
     ]
     study.write_rows("stability", rows)
-    lines = findings.stability().splitlines()
+    lines = findings.stability().rstrip().splitlines()
     assert "mean over 2 seeds" in lines[2]
     assert lines[4] == "| layer | a, halves | b, halves | a, ablation | b, ablation |"
     assert lines[6:] == [
