@@ -79,6 +79,20 @@ def test_the_trade_off_has_a_line_for_each_ranking_and_points_for_seeds():
     assert len(styles) == 3
 
 
+def test_forgetting_is_drawn_against_drift_for_each_method_in_its_style():
+    rows = [row | {"drift_live": 0.5, "forgetting": 0.25} for row in made_rows()]
+    rows[-1]["drift_live"] = None  # as of joint training
+    figure = charts.forgetting(rows, label)
+    assert [len(trace["x"]) for trace in figure["data"]] == [6, 6, 2]
+    assert {(x, y) for t in figure["data"] for x, y in zip(t["x"], t["y"], strict=True)} == {
+        (0.5, 25)
+    }
+    other = [trace for trace in charts.trade_off(rows, label, 2)["data"] if trace.get("name")]
+    for one, trace in zip(other, figure["data"], strict=True):
+        assert one["name"] == trace["name"]
+        assert one["marker"]["color"] == trace["marker"]["color"]
+
+
 def test_html_in_a_report_is_text_and_tables_scroll():
     made = content.tables_as_html("# Title\n\n| a |\n| --- |\n| <i>x</i> |\n")
     assert "<h2>Title</h2>" in made

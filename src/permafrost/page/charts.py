@@ -53,21 +53,48 @@ def trade_off(rows: Sequence[Row], label: Any, tasks: int) -> dict[str, Any]:
     tasks : int
         T.
     """
-    frozen = [row for row in rows if row["strategy"] == "freeze"]
-    others = [row | {"label": label(row)} for row in rows if row["strategy"] != "freeze"]
-    lines = [
-        (f"ranked by {group['metric']}", groups(members, "pct"))
-        for group, members in groups(frozen, "metric")
-    ]
-    lines += [
-        (group["label"], [({"pct": None}, members)]) for group, members in groups(others, "label")
-    ]
     traces: list[Any] = []
-    for number, (name, points) in enumerate(lines):
+    for number, (name, members) in enumerate(_methods(rows, label)):
+        points = groups(members, "pct")
         ordered = sorted(points, key=lambda point: point[0]["pct"] or 0)
         traces += _line(name, ordered, _style(number), _PLACES[number % len(_PLACES)])
     earlier = "task 1" if tasks == 2 else f"tasks 1 to {tasks - 1}, mean"
     return _figure(f"learned: accuracy on task {tasks}, %", f"kept: {earlier}, %", traces)
+
+
+def _methods(rows: Sequence[Row], label: Any) -> list[tuple[str, list[Row]]]:
+    """Return each method's name and rows: rankings first, each with all of its shares."""
+    frozen = [row for row in rows if row["strategy"] == "freeze"]
+    others = [row | {"label": label(row)} for row in rows if row["strategy"] != "freeze"]
+    return [
+        *((f"ranked by {group['metric']}", mine) for group, mine in groups(frozen, "metric")),
+        *((group["label"], mine) for group, mine in groups(others, "label")),
+    ]
+
+
+def forgetting(rows: Sequence[Row], label: Any) -> dict[str, Any]:
+    """Draw each run's forgetting against how far the responses of its live filters have moved.
+
+    Parameters
+    ----------
+    rows, label
+        As for :func:`trade_off`; runs without a drift are left out.
+    """
+    traces = [
+        go.Scatter(
+            x=[row["drift_live"] for row in known],
+            y=[100 * row["forgetting"] for row in known],
+            mode="markers",
+            name=name,
+            marker={**_style(number)["marker"], "size": 8},
+            hovertemplate=f"{name}<br>drift %{{x:.2f}}, forgetting %{{y:.1f}}<extra></extra>",
+        )
+        for number, (name, mine) in enumerate(_methods(rows, label))
+        if (known := [row for row in mine if row.get("drift_live") is not None])
+    ]
+    return _figure(
+        "drift of live filters' responses, mean over layers", "forgetting, points", traces
+    )
 
 
 def _line(

@@ -82,6 +82,9 @@ def page(params: Params) -> str:
                     layers,
                     [load_record(seed_file(SECOND_RECORDS, s, ".json")) for s in params.seeds],
                 ),
+                "forgetting": charts.forgetting(
+                    _done(by_head[params.sweep.heads[0]]), partial(full_label, params=params)
+                ),
                 "capacity": charts.capacity(layers, frozen),
             },
             "gallery": _gallery(params, layers, frozen, filters),
@@ -93,8 +96,11 @@ def page(params: Params) -> str:
 def _trade_offs(by_head: dict[str, list[Row]], params: Params) -> dict[str, Any]:
     tasks = len(params.split.sizes)
     named = partial(full_label, params=params)
-    done = {h: [r for r in rows if r["status"] == "done"] for h, rows in by_head.items()}
-    return {head: charts.trade_off(rows, named, tasks) for head, rows in done.items()}
+    return {head: charts.trade_off(_done(rows), named, tasks) for head, rows in by_head.items()}
+
+
+def _done(rows: list[Row]) -> list[Row]:
+    return [row for row in rows if row["status"] == "done"]
 
 
 def _gallery(
