@@ -85,7 +85,7 @@ def digest_of(params: dict[str, Any]) -> str:
     plain["tune"] = {name: tried for name, tried in plain["tune"].items() if name in methods}
     tasks = plain["split"].get("tasks")
     for part in [plain["split"], *(tasks if isinstance(tasks, list) else [])]:
-        part.pop("root")
+        part["root"] = part["root"].rpartition("-")[2]  # which images, by their names
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -96,8 +96,10 @@ def read_rows(name: str) -> list[dict[str, Any]]:
 
 
 def method(row: dict[str, Any]) -> str:
-    """Return what a row is of, in words: method, criterion, share and twin."""
+    """Return what a row is of, in words: method, criterion, share, length and twin."""
     parts = [row["strategy"], row["metric"], f"{row['pct']:.0%}" if row["pct"] else None]
+    if row["strategy"] == "joint":
+        parts += [f"x{row['hyper']['passes']:g}, head {row['head']}"]
     return " ".join(filter(None, [*parts, f"({row['twin']})" if row["twin"] else None]))
 
 

@@ -40,7 +40,8 @@ def main() -> None:
 def hold(plan: dict[str, list[dict[str, Any]]]) -> dict[str, list[Tested]]:
     """Test each piece's claims on its rows; p is adjusted for all of them together.
 
-    A claim that cannot be decided counts among them.
+    A claim that cannot be decided counts among them; so it is where a seed is missing, since a run
+    that fails is no reason to leave the seed out.
     """
     tested = {
         piece: held_against(_whole(piece), [Claim(**claim) for claim in claims])
@@ -50,12 +51,13 @@ def hold(plan: dict[str, list[dict[str, Any]]]) -> dict[str, list[Tested]]:
     unknown = [e.claim.text for e in every if e.difference is None and not e.without_overlap]
     if unknown:
         sys.exit(f"no rows of both sides: {'; '.join(unknown)}")
-    adjusted = iter(holm([1.0 if (p := _p(each)) is None else p for each in every]))
+    known = [
+        _p(each, len(PIECES[piece]["seeds"])) for piece, mine in tested.items() for each in mine
+    ]
+    adjusted = holm([1.0 if p is None else p for p in known])
+    decided = iter(None if p is None else a for p, a in zip(known, adjusted, strict=True))
     return {
-        piece: [
-            replace(each, p_adjusted=p if _p(each) is not None else None)
-            for each, p in zip(members, adjusted, strict=False)
-        ]
+        piece: [replace(each, p_adjusted=next(decided)) for each in members]
         for piece, members in tested.items()
     }
 
@@ -68,8 +70,11 @@ def _whole(piece: str) -> list[Row]:
     return rows
 
 
-def _p(each: Tested) -> float | None:
-    return None if each.difference is None else each.difference.p
+def _p(each: Tested, seeds: int) -> float | None:
+    """Return a claim's p, if all of its piece's seeds have an answer."""
+    if each.difference is None or each.difference.seeds + len(each.without_overlap) < seeds:
+        return None
+    return each.difference.p
 
 
 def claims(tested: dict[str, list[Tested]], tag: str) -> str:
@@ -104,20 +109,21 @@ def drift() -> str:
     parts = [
         "# Drift and forgetting",
         "How far the first task's responses have moved at the end, relative to their size, and "
-        "the share of the forgetting's variance within a seed that goes with it. Methods that "
-        "answer old tasks with a part of the network are left out.",
+        "how it goes together with forgetting: the correlation of the runs within a seed, whose "
+        "square is the share of the forgetting's variance that the drift explains. Methods that "
+        "answer old tasks with a part of the network are left out, and settings of few methods.",
     ]
     for name, piece in PIECES.items():
-        if "about" in piece and any(row["strategy"] == "finetune" for row in read_rows(name)):
+        if name in ("confirm", "confirm-digits") and read_rows(name):
             parts += [f"## {piece['about']}", drift_table(read_rows(name))]
     return "\n\n".join([*parts, ""])
 
 
 def drift_table(rows: Sequence[Row]) -> str:
-    """Return by layer how far responses drift, and how much of the forgetting goes with it.
+    """Return by layer how far responses drift, and the correlation with forgetting.
 
     Both are held against each other within a seed. Methods whose old tasks are answered by a part
-    of the network are left out: drift is of the whole.
+    of the network are left out: theirs is of choosing and retraining that part.
     """
     done = [row for row in rows if row["status"] == "done" and row["drift"]]
     done = [row for row in done if row["remark"] != PackNet.remark]
@@ -126,9 +132,10 @@ def drift_table(rows: Sequence[Row]) -> str:
     lines = []
     for layer in sorted(done[0]["drift"] if done else [], key=_place):
         drift = _within_seeds([row["drift"][layer] for row in done], done)
-        known = f"{correlation(drift, forgotten) ** 2:.2f}"
+        known = f"{correlation(drift, forgotten):z.2f}"
         lines.append([layer, f"{fmean(row['drift'][layer] for row in tuned):.2f}", known])
-    return markdown(["layer", "fine-tuning's drift", f"r² ({len(done)} runs)"], lines)
+    count = len(set(map(method, done)))
+    return markdown(["layer", "fine-tuning's drift", f"r ({count} methods)"], lines)
 
 
 def stability() -> str:
@@ -176,7 +183,8 @@ def _within_seeds(values: Sequence[float], rows: Sequence[Row]) -> list[float]:
 
 def _table(rows: Sequence[Row]) -> str:
     lines = []
-    for group, members in groups(rows, "strategy", "metric", "pct", "twin"):
+    named = [row | {"method": method(row)} for row in rows]
+    for group, members in groups(named, "method"):
         done = [row | kept_and_learned(row) for row in members if row["status"] == "done"]
         figures = [percent(measure(_by_seed(done, name), name)) for name in _MEASURED]
         size = _mean(row["memory_bytes"] / 1e6 for row in done)
@@ -184,7 +192,7 @@ def _table(rows: Sequence[Row]) -> str:
         seeds = len({row["seed"] for row in done})
         lost = len({row["seed"] for row in members}) - seeds
         count = f"{seeds} ({lost} failed)" if lost else str(seeds)
-        lines.append([method(group), *figures, size, seconds, count])
+        lines.append([group["method"], *figures, size, seconds, count])
     heads = ["method", "kept", "learned", "mean", "mean, task not told", "MB", "seconds", "seeds"]
     return markdown(heads, lines)
 

@@ -1,10 +1,13 @@
 """What a whole run takes, told beforehand: counts by hand, times by what a probe measures."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from permafrost import estimate as module
 from permafrost.estimate import Costs, Estimate, estimate
+from permafrost.params import Split
 from small_runs import CPU, make_params
 
 # Seconds by which each cost shows in the sum.
@@ -50,6 +53,18 @@ def test_trainings_and_steps_by_hand(in_project, make_sequence):
     per_seed = task + plain + 4 * plain + joint + packnet + 2 * plain
     assert found.steps == 2 * per_seed + 2 * plain
     assert found.seconds == found.steps  # no method here is costlier than its steps
+
+
+def test_a_task_with_epochs_of_its_own(in_project, make_sequence):
+    params = make_params(seeds=[0], sweep={"strategies": ["finetune", "joint"], "workers": 1})
+    plain = in_project(params, make_sequence(), COSTS).steps
+    first, second = make_sequence().tasks
+    listed = [{"classes": list(task.classes), "epochs": n} for task, n in ((first, 4), (second, 6))]
+    params = params.model_copy(update={"split": Split(tasks=listed)})
+    sequence = replace(make_sequence(), tasks=(replace(first, epochs=4), replace(second, epochs=6)))
+    # Two epochs become four and six: the first task, the second in two runs, joint's mean.
+    assert plain == 4 * (1 + 2) + 2 * 2 * 4 * (1 + 2)
+    assert in_project(params, sequence, COSTS).steps == 8 + 2 * 12 + 2 * 5 * 4 * (1 + 2)
 
 
 @pytest.mark.parametrize(

@@ -486,7 +486,8 @@ def test_tasks_of_several_data_sets(load):
     listed = [{"classes": ["0", "1"]}, {"classes": ["2", "3"], "epochs": 3}]
     params = Params(split={"tasks": listed})
     assert [params.epochs(task) for task in (0, 1)] == [10, 3]
-    assert Params().epochs(1) == 10
+    assert (params.joint_epochs(1), params.joint_epochs(2)) == (6, 13)  # of 10 and 3
+    assert (Params().epochs(1), Params().joint_epochs(2)) == (10, 20)
     assert split.tasks[0].flip is None
 
 

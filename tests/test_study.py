@@ -3,14 +3,18 @@
 import json
 import shutil
 import sys
+from collections import Counter
 
 import pytest
 import torch
+import yaml
 from PIL import Image
 
+from permafrost import claims
 from permafrost.data.image_folder import list_images
 from permafrost.names import check_names
 from permafrost.params import Params
+from permafrost.plan import grids, heads, sweep_runs
 from permafrost.ranking import Evidence
 from permafrost.ranking.weights import random
 from permafrost.strategies.packnet import PackNet
@@ -138,7 +142,8 @@ def test_tuning_comes_first(images):
 def made(strategy, seed, accuracy, **more):
     row = {
         "strategy": strategy, "seed": seed, "acc_mean": accuracy, "status": "done", "metric": None,
-        "pct": None, "twin": None, "hyper": {}, "R": [[0.1, 0.1], [0.5, 0.1], [accuracy, accuracy]],
+        "pct": None, "twin": None, "hyper": {}, "head": "multi",
+        "R": [[0.1, 0.1], [0.5, 0.1], [accuracy, accuracy]],
         "memory_bytes": 1e6, "seconds": 2.0, "acc_mean_without_task": None, "remark": "",
         "forgetting": 0.5 - accuracy, "drift": {"features.10": seed - accuracy, "features.3": seed},
     }  # fmt: skip
@@ -195,8 +200,8 @@ def test_how_much_of_the_forgetting_goes_with_drift(images):
         row["drift"]["features.3"] += (0.1, 0.3, 0.1)[number % 3]
     packed = [made("packnet", seed, 0.4, remark=PackNet.remark) for seed in range(4)]
     lines = findings.drift_table([*rows, *packed]).splitlines()
-    assert lines[0] == "| layer | fine-tuning's drift | r² (12 runs) |"
-    assert lines[2].startswith("| features.3 | 1.60 | 0.0")  # in the order of the layers
+    assert lines[0] == "| layer | fine-tuning's drift | r (3 methods) |"
+    assert lines[2] == "| features.3 | 1.60 | 0.19 |"  # in the order of the layers
     assert lines[3] == "| features.10 | 1.40 | 1.00 |"
 
 
@@ -221,6 +226,34 @@ def test_how_far_rankings_can_be_trusted(images):
     ]
 
 
+def rows_of(piece, images):
+    """Return what a piece's rows say of their runs."""
+    params = Params.model_validate(study.parameters(piece, piece["seeds"][0], images))
+    chosen = {head: {n: grid[0] for n, grid in grids(params).items()} for head in heads(params)}
+    for run in sweep_runs(params, chosen):
+        metric = "random" if str(run.metric).startswith("custom.draws:") else run.metric
+        yield vars(run) | {"hyper": run.hyperparameters, "metric": metric}
+
+
+def test_each_side_of_a_planned_claim_is_one_method(images, monkeypatch):
+    monkeypatch.setitem(sys.modules, "custom.draws", draws)
+    best = {"edges": {"share": 0.5, "shares": "explained", "mix": 0.5, "by": "magnitude"}}
+    tuned = [row | {"strategy": name, "hyper": best[name]} for row in TUNED for name in best]
+    for name in TUNING:
+        study.write_rows(name, TUNED + tuned)
+    plan = yaml.safe_load(findings.PLAN.read_text())["claims"]
+    for name, planned in plan.items():
+        rows = list(rows_of(study.PIECES[name], images))
+        for claim in planned:
+            sides = [claims._matching(rows, claim[side]) for side in ("left", "right")]
+            assert sides[0] != sides[1]
+            for side in sides:
+                of = {(r["strategy"], r["head"], r["twin"], str(r["hyper"])) for r in side}
+                assert len(of) == 1, claim
+                draws_of = Counter(row["pct"] for row in side)
+                assert set(draws_of.values()) == {3 if side[0]["metric"] == "random" else 1}
+
+
 def test_a_claim_without_an_answer_counts_among_those_planned(images, monkeypatch):
     claim = {"source": "s", "text": "t", "left": {"strategy": "a"}, "right": {"strategy": "b"}}
     monkeypatch.setattr(findings, "PIECES", {"one": {"about": "One piece", "seeds": range(4)}})
@@ -230,10 +263,13 @@ def test_a_claim_without_an_answer_counts_among_those_planned(images, monkeypatc
     rows += [made("lost", seed, 0.0, status="failed", memory_bytes=None) for seed in range(4)]
     study.write_rows("one", rows[:-1])
     alone = findings.hold({"one": [claim]})["one"][0]
-    open_claim = claim | {"right": {"strategy": "same"}}
-    first, second = findings.hold({"one": [claim, open_claim]})["one"]
-    assert first.p_adjusted == pytest.approx(2 * alone.p_adjusted)
-    assert (second.p_adjusted, second.verdict) == (None, "undecided")
+    others = [claim | {"right": {"strategy": name}} for name in ("same", "short")]
+    rows += [made("short", seed, 0.3) for seed in range(3)]  # which failed on the last
+    study.write_rows("one", rows)
+    first, *rest = findings.hold({"one": [claim, *others]})["one"]
+    assert first.p_adjusted == pytest.approx(3 * alone.p_adjusted)
+    assert [(each.p_adjusted, each.verdict) for each in rest] == [(None, "undecided")] * 2
+    study.write_rows("one", rows[:-4])
     assert "| lost | – | – | – | – | – | – | 0 (3 failed) |" in findings.tables()
     assert "since it failed: lost, seed 2." in findings.claims({"one": [first]}, "tag")
     with pytest.raises(SystemExit, match="no rows of both sides: t"):

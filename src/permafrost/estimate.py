@@ -204,11 +204,11 @@ class _Counted:
 
     def _phases(self, run: RunSpec) -> list[tuple[int, int]]:
         """Return the steps and epochs of a run's trainings."""
-        tasks, epochs = range(len(self.sequence.tasks)), self.params.train.epochs
+        tasks = range(len(self.sequence.tasks))
         if not STRATEGIES[run.strategy].continues:  # all tasks at once
-            passes = int(number(run.hyperparameters, "passes", 1)) * epochs
+            epochs = self.params.joint_epochs(number(run.hyperparameters, "passes", 1))
             images = sum(len(task.train) for task in self.sequence.tasks)
-            return [(passes * -(-images // self.params.train.batch_size), passes)]
+            return [(epochs * -(-images // self.params.train.batch_size), epochs)]
         strategy = run_strategy(self.params, run, None)
         phases = [phase for task in tasks[1:] for phase in strategy.phases(self._lesson(run, task))]
         return [(self._steps(phase.task, phase.epochs), phase.epochs) for phase in phases]

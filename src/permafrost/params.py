@@ -329,7 +329,12 @@ class Params(_Section):
     def epochs(self, task: int) -> int:
         """Return for how many epochs a task is trained."""
         listed = [] if isinstance(self.split.tasks, int) else self.split.tasks
-        return listed[task].epochs or self.train.epochs if listed else self.train.epochs
+        return (listed[task].epochs if listed else None) or self.train.epochs
+
+    def joint_epochs(self, passes: float) -> int:
+        """Return for how many epochs all tasks are trained at once."""
+        epochs = [self.epochs(task) for task in range(len(self.split.sizes))]
+        return round(passes * sum(epochs) / len(epochs))
 
     @model_validator(mode="after")
     def _network_and_images_fit(self) -> "Params":

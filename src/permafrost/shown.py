@@ -34,7 +34,11 @@ def shown_training(params: Params) -> dict[str, Any]:
     if isinstance(split.tasks, int):
         tasks = {} if "tasks" in unread else {"tasks": split.tasks}
     else:  # not where they lie
-        about = [task.model_dump(exclude={"root"}, exclude_none=True) for task in split.tasks]
+        about = [
+            task.model_dump(exclude={"root", "classes"}, exclude_none=True)
+            | {"classes": task.classes}  # last, since long lists are cut
+            for task in split.tasks
+        ]
         tasks = {"tasks": str(about)[:_SHOWN]}
     return _dotted(
         {

@@ -100,6 +100,8 @@ def load_tasks(path: Path) -> TaskSequence:
     """
     tensors, about = load_tensors(path)
     try:
+        if "augmentation" in about:
+            raise ValueError("of a version that knew no epochs of a task's own")
         tasks = tuple(
             replace(_task(tensors, index, tuple(classes)), **own)
             for index, (classes, own) in enumerate(

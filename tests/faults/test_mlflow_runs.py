@@ -60,13 +60,16 @@ def test_a_run_says_what_it_is_and_where_it_is_from(make_root, fresh, monkeypatc
     """In MLflow's own columns: user, source, commit and data set."""
     root = make_root()
     shutil.copy(fresh, root / "mlflow.db")
-    (root / "a").touch()
-    git = ["git", "-C", str(root), "-c", "user.name=a", "-c", "user.email=a@b"]
-    for command in (["init", "-q"], ["add", "a"], ["commit", "-q", "-m", "start"]):
-        subprocess.run([*git, *command], check=True)
+    queued = root / ".dvc/tmp/exps/some"  # where DVC runs an experiment, with a commit of its own
+    queued.mkdir(parents=True)
+    for folder in (root, queued):
+        (folder / "a").write_text(folder.name)
+        git = ["git", "-C", str(folder), "-c", "user.name=a", "-c", "user.email=a@b"]
+        for command in (["init", "-q"], ["add", "a"], ["commit", "-q", "-m", "start"]):
+            subprocess.run([*git, *command], check=True)
     head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
     record = RunRecord("some", RUNS, "some", {"dataset": "digits", "split.tasks": 2})
-    monkeypatch.chdir(root)
+    monkeypatch.chdir(queued)
     with Tracker(root).live(record) as run:
         run.finish(record)
     client = MlflowClient(f"sqlite:///{root / 'mlflow.db'}")

@@ -42,7 +42,7 @@ def made_rows(seeds=(0, 1, 2)):
             learned = 0.9 - 0.3 * (pct or 0) + 0.02 * draw.random()
             row = {"strategy": strategy, "metric": metric, "pct": pct, "seed": seed, "hyper": {}}
             row |= {"twin": None, "head": "multi", "status": "done", "R": [[kept, learned]]}
-            rows.append(row | {"acc_mean": (kept + learned) / 2})
+            rows.append(row | {"acc_mean": (kept + learned) / 2, "label": label(row)})
     return rows
 
 
@@ -71,7 +71,7 @@ def made_gallery(size=(32, 32)):
 def made_page(folder: Path, **changed) -> Path:
     """Write a page."""
     rows = made_rows()
-    figure = charts.trade_off(rows, label, 2)
+    figure = charts.trade_off(rows, 2)
     curves = [
         {"epoch": epoch, "accuracy": 0.5, "seed": seed, "task": str(task)}
         for seed in (0, 1)

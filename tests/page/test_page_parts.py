@@ -2,7 +2,6 @@
 
 import base64
 import io
-from functools import partial
 
 import numpy as np
 import pytest
@@ -12,7 +11,7 @@ from pages import made_gallery, made_rows
 from permafrost.claims import all_claims, held_against
 from permafrost.page import charts, content, gallery
 from permafrost.params import Params
-from permafrost.stages.report import full_label, label
+from permafrost.stages.report import labels
 
 
 def pixels(uri):
@@ -68,7 +67,7 @@ def test_verdicts_are_of_explanations_against_chance():
 
 
 def test_the_trade_off_has_a_line_for_each_ranking_and_points_for_seeds():
-    figure = charts.trade_off(made_rows(), label, 2)
+    figure = charts.trade_off(made_rows(), 2)
     named = [trace for trace in figure["data"] if trace.get("name")]
     assert [trace["name"] for trace in named] == ["ranked by mse", "ranked by random", "finetune"]
     assert [len(trace["x"]) for trace in named] == [2, 2, 1]
@@ -83,12 +82,12 @@ def test_forgetting_is_drawn_against_drift_for_each_method_in_its_style():
     rows = [row | {"drift_live": 0.5, "forgetting": 0.25} for row in made_rows()]
     tuned = next(row for row in rows if row["strategy"] == "finetune")
     tuned["drift_live"] = None  # as of joint training
-    figure = charts.forgetting(rows, label)
+    figure = charts.forgetting(rows)
     assert [len(trace["x"]) for trace in figure["data"]] == [6, 6, 2]
     assert {(x, y) for t in figure["data"] for x, y in zip(t["x"], t["y"], strict=True)} == {
         (0.5, 25)
     }
-    other = [trace for trace in charts.trade_off(rows, label, 2)["data"] if trace.get("name")]
+    other = [trace for trace in charts.trade_off(rows, 2)["data"] if trace.get("name")]
     for one, trace in zip(other, figure["data"], strict=True):
         assert one["name"] == trace["name"]
         assert one["marker"]["color"] == trace["marker"]["color"]
@@ -109,7 +108,7 @@ def test_downloads_have_every_column():
 
 @pytest.mark.parametrize("seeds", [(0,), (0, 1)])
 def test_one_seed_has_no_bars(seeds):
-    figure = charts.trade_off(made_rows(seeds), label, 2)
+    figure = charts.trade_off(made_rows(seeds), 2)
     bars = [t["error_x"]["array"] for t in figure["data"] if t.get("name")]
     assert all(np.allclose(each, 0) == (len(seeds) == 1) for each in map(list, bars))
 
@@ -119,10 +118,17 @@ def test_both_lengths_of_joint_training_are_points_of_their_own():
     rows = [
         row | joint | {"hyper": {"passes": passes}} for row in made_rows()[:1] for passes in (1, 2)
     ]
-    figure = charts.trade_off(rows, partial(full_label, params=Params()), 2)
+    rows += [
+        row | {"strategy": "finetune", "hyper": {}, "seed": seed}
+        for seed in (0, 1)
+        for row in rows[:1]
+    ]
+    named = [row | {"label": name} for row, name in zip(rows, labels(rows, Params()), strict=True)]
+    figure = charts.trade_off(named, 2)
     assert [t["name"] for t in figure["data"] if t.get("name")] == [
-        "joint, 10 epochs",
-        "joint, 20 epochs",
+        "joint, 10 epochs (1 seed)",
+        "joint, 20 epochs (1 seed)",
+        "finetune",
     ]
 
 

@@ -8,6 +8,8 @@ import pytest
 from lessons import CPU, HEADS, SGD, learn, make_lesson, penalty_memory
 from permafrost.data import Batches
 from permafrost.strategies import Joint, Learner, PackNet, Progress, Replay
+from permafrost.strategies.circuit import Circuit
+from permafrost.strategies.fragile_layer import FragileLayer
 from permafrost.strategies.replay import buffer_memory
 from permafrost.training import TrainingConfig
 
@@ -59,8 +61,17 @@ def test_a_task_is_trained_for_its_own_epochs(make_network, make_sequence):
     PackNet("multi").learn(learner, network, progress)
     trained = [(row["task"], row["phase"]) for row in progress.history]
     assert trained == [(1, "learn")] * 3 + [(2, "retrain")] * 2 + [(2, "learn")]
-    (phase,) = Replay("multi").phases(make_lesson(network, sequence, learned=0))
-    assert phase.epochs == 3
+    sequence = replace(sequence, tasks=(first, replace(second, epochs=3)))
+    lesson = make_lesson(network, sequence, learned=1, config=TrainingConfig(epochs=1))
+    for strategy in (Replay("multi"), FragileLayer("multi"), Circuit("multi", ranking=None)):
+        assert strategy.phases(lesson)[-1].epochs == 3
+    progress = Progress(0, [])
+    Joint("multi", passes=2).learn(
+        Learner(sequence, TrainingConfig(epochs=1, batch_size=4), head="multi", seed=0, device=CPU),
+        make_network(),
+        progress,
+    )
+    assert len(progress.history) == 4  # 2 x the mean of 1 and 3
 
 
 def test_a_task_is_augmented_in_its_own_way(make_network, make_sequence, monkeypatch):

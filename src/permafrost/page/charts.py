@@ -41,20 +41,18 @@ def _figure(x: str, y: str, traces: Sequence[Any], **layout: Any) -> dict[str, A
     return found
 
 
-def trade_off(rows: Sequence[Row], label: Any, tasks: int) -> dict[str, Any]:
+def trade_off(rows: Sequence[Row], tasks: int) -> dict[str, Any]:
     """Draw what is kept against what is learned: lines along the share, and other methods.
 
     Parameters
     ----------
     rows : sequence of dict
-        Finished runs under one head.
-    label : callable
-        Names the method of a row that has no share.
+        Finished runs under one head, each with a ``label``, its method's name.
     tasks : int
         T.
     """
     traces: list[Any] = []
-    for number, (name, members) in enumerate(_methods(rows, label)):
+    for number, (name, members) in enumerate(_methods(rows)):
         points = groups(members, "pct")
         ordered = sorted(points, key=lambda point: point[0]["pct"] or 0)
         traces += _line(name, ordered, _style(number), _PLACES[number % len(_PLACES)])
@@ -62,22 +60,22 @@ def trade_off(rows: Sequence[Row], label: Any, tasks: int) -> dict[str, Any]:
     return _figure(f"learned: accuracy on task {tasks}, %", f"kept: {earlier}, %", traces)
 
 
-def _methods(rows: Sequence[Row], label: Any) -> list[tuple[str, list[Row]]]:
+def _methods(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
     """Return each method's name and rows: rankings first, each with all of its shares."""
     frozen = [row for row in rows if row["strategy"] == "freeze"]
-    others = [row | {"label": label(row)} for row in rows if row["strategy"] != "freeze"]
+    others = [row for row in rows if row["strategy"] != "freeze"]
     return [
         *((f"ranked by {group['metric']}", mine) for group, mine in groups(frozen, "metric")),
         *((group["label"], mine) for group, mine in groups(others, "label")),
     ]
 
 
-def forgetting(rows: Sequence[Row], label: Any) -> dict[str, Any]:
+def forgetting(rows: Sequence[Row]) -> dict[str, Any]:
     """Draw each run's forgetting against how far the responses of its live filters have moved.
 
     Parameters
     ----------
-    rows, label
+    rows : sequence of dict
         As for :func:`trade_off`; runs without a drift are left out.
     """
     traces = [
@@ -89,7 +87,7 @@ def forgetting(rows: Sequence[Row], label: Any) -> dict[str, Any]:
             marker={**_style(number)["marker"], "size": 8},
             hovertemplate=f"{name}<br>drift %{{x:.2f}}, forgetting %{{y:.1f}}<extra></extra>",
         )
-        for number, (name, mine) in enumerate(_methods(rows, label))
+        for number, (name, mine) in enumerate(_methods(rows))
         if (known := [row for row in mine if row.get("drift_live") is not None])
     ]
     return _figure(

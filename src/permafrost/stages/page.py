@@ -1,6 +1,5 @@
 """Stage page: the whole experiment in one file of HTML."""
 
-from functools import partial
 from typing import Any
 
 from permafrost.artifacts import load_arrays, load_json, load_record, write_atomically
@@ -9,7 +8,7 @@ from permafrost.page import charts, content, gallery
 from permafrost.params import Params
 from permafrost.paths import project_root
 from permafrost.runs.stored import StoredRuns
-from permafrost.stages.report import claims_of, full_label, refuse_failures, with_variant
+from permafrost.stages.report import claims_of, labels, refuse_failures, with_variant
 from permafrost.stages.shared import (
     CLAIMS,
     FILTERS,
@@ -82,9 +81,7 @@ def page(params: Params) -> str:
                     layers,
                     [load_record(seed_file(SECOND_RECORDS, s, ".json")) for s in params.seeds],
                 ),
-                "forgetting": charts.forgetting(
-                    _done(by_head[params.sweep.heads[0]]), partial(full_label, params=params)
-                ),
+                "forgetting": charts.forgetting(_done(by_head[params.sweep.heads[0]], params)),
                 "capacity": charts.capacity(layers, frozen),
             },
             "gallery": _gallery(params, layers, frozen, filters),
@@ -95,12 +92,15 @@ def page(params: Params) -> str:
 
 def _trade_offs(by_head: dict[str, list[Row]], params: Params) -> dict[str, Any]:
     tasks = len(params.split.sizes)
-    named = partial(full_label, params=params)
-    return {head: charts.trade_off(_done(rows), named, tasks) for head, rows in by_head.items()}
+    done = {head: _done(rows, params) for head, rows in by_head.items()}
+    return {head: charts.trade_off(rows, tasks) for head, rows in done.items()}
 
 
-def _done(rows: list[Row]) -> list[Row]:
-    return [row for row in rows if row["status"] == "done"]
+def _done(rows: list[Row], params: Params) -> list[Row]:
+    """Return finished runs, each with its method's name."""
+    done = [row for row in rows if row["status"] == "done"]
+    names = labels(done, params)
+    return [row | {"label": name} for row, name in zip(done, names, strict=True)]
 
 
 def _gallery(

@@ -117,7 +117,7 @@ def _method(row: Row, params: Params) -> tuple[str, ...]:
 
 
 def _length(passes: float, params: Params) -> str:
-    return f"{passes * params.train.epochs:g} epochs"
+    return f"{params.joint_epochs(passes)} epochs"
 
 
 def tables(rows: list[Row], params: Params, choices: dict[str, Any]) -> str:
@@ -423,13 +423,12 @@ def _draw(rows: list[Row], params: Params) -> None:
         _point(group, members) for group, members in groups(_of(mine, "freeze"), "metric", "pct")
     ]
     others = [
-        row | {"label": full_label(row, params)} for row in mine if row["strategy"] != "freeze"
+        row | {"label": name}
+        for row, name in zip(mine, labels(mine, params), strict=True)
+        if row["strategy"] != "freeze"
     ]
     seeds = len({row["seed"] for row in mine})
-    single = [
-        _point({"label": _with_seeds(group["label"], members, seeds)}, members)
-        for group, members in groups(others, "label")
-    ]
+    single = [_point(group, members) for group, members in groups(others, "label")]
     about = f"{params.split.datasets}, head {head}, {seeds} seed{'s' if seeds != 1 else ''}"
     draw_trade_off(TRADE_OFF_PICTURE, points, single, len(params.split.sizes), about)
     save_json(
@@ -449,10 +448,20 @@ def _draw(rows: list[Row], params: Params) -> None:
     )
 
 
-def _with_seeds(name: str, members: list[Row], usual: int) -> str:
-    """Add how many seeds a method was run on, where these are fewer than usual."""
-    seeds = len({row["seed"] for row in members})
-    return name if seeds == usual else f"{name} ({seeds} seed{'s' if seeds != 1 else ''})"
+def labels(rows: Sequence[Row], params: Params) -> list[str]:
+    """Name the method of each row, and how many seeds it was run on where these are fewer."""
+    seeds: dict[str, set[int]] = {}
+    names = [full_label(row, params) for row in rows]
+    for name, row in zip(names, rows, strict=True):
+        seeds.setdefault(name, set()).add(row["seed"])
+    usual = len({row["seed"] for row in rows})
+    counts = {name: len(found) for name, found in seeds.items()}
+    return [
+        f"{name} ({counts[name]} seed{'s' if counts[name] != 1 else ''})"
+        if counts[name] < usual
+        else name
+        for name in names
+    ]
 
 
 def full_label(row: Row, params: Params) -> str:

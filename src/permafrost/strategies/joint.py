@@ -6,6 +6,7 @@ The one-softmax form (an expanding head over all classes) is what the post compa
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
+from statistics import fmean
 from typing import Any, ClassVar
 
 import torch
@@ -28,8 +29,9 @@ class Joint(Strategy):
     Attributes
     ----------
     passes : int
-        Epochs as a multiple of one task's: T shows each image T times as often as sequential
-        learning does (the post's choice), 1 takes equally many steps.
+        Epochs as a multiple of one task's, or of the tasks' mean: T is the sum of the tasks'
+        epochs, which shows each image T times as often as sequential learning does (the post's
+        choice), 1 takes equally many steps.
     """
 
     passes: int = 1
@@ -53,12 +55,13 @@ class Joint(Strategy):
         """
         sequence = learner.sequence
         tasks = len(sequence.tasks)
+        epochs = [task.epochs or learner.config.epochs for task in sequence.tasks]
         rows = fit(
             self.view(network),
             Batches(union(sequence.tasks), sequence.normalization, learner.device),
             replace(
                 learner.config,
-                epochs=self.passes * learner.config.epochs,
+                epochs=round(self.passes * fmean(epochs)),
                 **_common(learner.config, sequence.tasks),
             ),
             generator=generator(learner.seed, "order", "joint"),
