@@ -65,7 +65,9 @@ def test_outputs_tell_what_the_store_does_as_far_as_they_know(project: Project) 
         assert (record.experiment, record.name) == (known.experiment, known.name)
         assert record.error == known.error
         assert record.tags.get("mlflow.note.content") == known.tags.get("mlflow.note.content")
-        assert record.tags["kind"] == "variant" or record.tags["mlflow.note.content"]
+        note = record.tags.get("mlflow.note.content", "")
+        assert record.tags["kind"] == "variant" or note
+        assert ("A control: chance" in note) == (record.params.get("metric") == "random")
         of_machine = {name: known.params[name] for name in MACHINE}
         assert {**record.params, **of_machine} == known.params
         assert record.metrics == known.metrics
