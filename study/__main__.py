@@ -198,6 +198,8 @@ def parameters(piece: dict[str, Any], seed: int, root: Path) -> dict[str, Any]:
     for place, value in piece["changes"].items():
         section, name = place.split(".")
         params[section][name] = value
+    if "freeze" not in params["sweep"]["strategies"]:
+        skip_pictures(params)
     if "tuned" in piece:
         params["tune"] = {
             name: _with_lwf(trials, params) for name, trials in params["tune"].items()
@@ -206,6 +208,12 @@ def parameters(piece: dict[str, Any], seed: int, root: Path) -> dict[str, Any]:
         tasks = params["split"]["tasks"]
         params["split"]["tasks"] = [_task(task, seed, images, piece.get("part")) for task in tasks]
     return params
+
+
+def skip_pictures(params: dict[str, Any]) -> None:
+    """Take the pictures of filters in one step where no criterion looks at them."""
+    params["rank"]["metrics"] = params["sweep"]["metrics"] = ["attribution", "random"]
+    params["visualize"]["steps"] = 1
 
 
 def _with_lwf(trials: list[dict[str, Any]], params: dict[str, Any]) -> list[dict[str, Any]]:
