@@ -101,7 +101,40 @@ def tables() -> str:
     for name, piece in PIECES.items():
         if "about" in piece and read_rows(name):
             parts += [f"## {piece['about']}", _table(read_rows(name))]
+    if rows := read_rows("confirm"):
+        parts += [
+            "## The fronts of frozen filters",
+            "The area of kept and learned that fine-tuning and a criterion's three shares dominate "
+            "(hypervolume with reference 0, 0), of 1.",
+            fronts(rows),
+        ]
     return "\n\n".join([*parts, ""])
+
+
+def fronts(rows: Sequence[Row]) -> str:
+    """Return the hypervolume of each criterion's front, all of as many points."""
+    done = [row | kept_and_learned(row) for row in rows if row["status"] == "done"]
+    tuned = [row for row in done if row["strategy"] == "finetune"]
+    frozen = [row for row in done if row["strategy"] == "freeze"]
+    lines = []
+    for group, members in groups(frozen, "metric"):
+        areas = []
+        for of, mine in groups(members, "seed"):
+            start = [row for row in tuned if row["seed"] == of["seed"]]
+            ends = [end for _, end in groups([*start, *mine], "pct")]
+            means = [[fmean(row[n] for row in end) for n in ("learned", "kept")] for end in ends]
+            areas.append({"area": hypervolume([(learned, kept) for learned, kept in means])})
+        lines.append([group["metric"], percent(measure(areas, "area"))])
+    return markdown(["criterion", "hypervolume, percent"], lines)
+
+
+def hypervolume(points: Sequence[tuple[float, float]]) -> float:
+    """Return the area between the origin and the points that no other dominates."""
+    area = best = 0.0
+    for learned, kept in sorted(points, reverse=True):
+        area += learned * max(0.0, kept - best)
+        best = max(best, kept)
+    return area
 
 
 def drift() -> str:

@@ -189,6 +189,18 @@ def test_claims_of_all_pieces_are_adjusted_together(images, monkeypatch):
     assert "| s | t | mean | +" in findings.claims({"one": [alone]}, "some-tag")
 
 
+def test_a_front_is_measured_by_what_it_dominates():
+    assert findings.hypervolume([(0.5, 0.5)]) == 0.25
+    points = [(0.8, 0.2), (0.5, 0.5), (0.4, 0.4)]  # the last is dominated
+    assert findings.hypervolume(points) == pytest.approx(0.8 * 0.2 + 0.5 * 0.3)
+    rows = [made("finetune", seed, 0.0, R=[[0.2, 0.8]], pct=None) for seed in (0, 1)]
+    for kept in (0.4, 0.6):  # two draws, whose mean counts
+        rows += [
+            made("freeze", seed, 0.0, R=[[kept, 0.5]], metric="random", pct=0.5) for seed in (0, 1)
+        ]
+    assert "| random | 31.0" in findings.fronts(rows)
+
+
 def test_how_much_of_the_forgetting_goes_with_drift(images):
     drawn = (0.01, -0.02, 0.03, -0.01)
     rows = [
