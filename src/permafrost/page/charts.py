@@ -90,9 +90,7 @@ def forgetting(rows: Sequence[Row]) -> dict[str, Any]:
         for number, (name, mine) in enumerate(_methods(rows))
         if (known := [row for row in mine if row.get("drift_live") is not None])
     ]
-    return _figure(
-        "drift of live filters' responses, mean over layers", "forgetting, points", traces
-    )
+    return _figure("drift of live filters", "forgetting, points", traces)
 
 
 def _line(
