@@ -11,8 +11,7 @@ _LABEL_SHOWN = 40  # characters of a line's name, which is beside the plot
 _MARKERS = "os^DvP*X"  # not as many as colours: each round pairs them differently
 _STROKES = ("-", "--", ":", "-.")
 _LEGEND_ROWS = 26
-# Of a share beside its point, in points: lines that are close have theirs apart.
-_PLACES = ((4, 4), (-16, -10), (-16, 5), (4, -10))
+_ROOM = 13  # of a marker that holds a number, points
 _AXES = ("learned", "kept")
 
 
@@ -39,23 +38,25 @@ def draw_trade_off(
     about : str
         What the runs have in common, for the caption.
     """
+    from matplotlib.patheffects import withStroke
+
     metrics = list(dict.fromkeys(point["metric"] for point in points))
     count = len(metrics) + len(single)
     columns = -(-count // _LEGEND_ROWS)  # one more for every so many lines
     figure, axis = subplots(figsize=(6.5 + 2.5 * columns, 5.5))
     for number, metric in enumerate(metrics):
         line = sorted((p for p in points if p["metric"] == metric), key=lambda p: p["pct"])
-        container = _error_bars(
-            axis, line, metric, number, linestyle=_STROKES[number // len(COLOURS) % 4]
-        )
-        for point in line:
+        stroke = _STROKES[number // len(COLOURS) % 4]
+        _error_bars(axis, line, metric, number, linestyle=stroke, markersize=_ROOM)
+        for point in line:  # in its marker, where it collides with no other
             axis.annotate(
-                share(point["pct"]),
+                share(point["pct"]).removesuffix("%"),
                 (100 * point["learned"].mean, 100 * point["kept"].mean),
-                textcoords="offset points",
-                xytext=_PLACES[number % len(_PLACES)],
-                fontsize=7,
-                color=container.lines[0].get_color(),
+                ha="center",
+                va="center",
+                fontsize=6,
+                color="white",
+                path_effects=[withStroke(linewidth=1, foreground="black")],
             )
     for number, point in enumerate(single, start=len(metrics)):
         _error_bars(axis, [point], point["label"], number, linestyle="none")
@@ -63,7 +64,8 @@ def draw_trade_off(
     axis.set_xlabel(f"learned: accuracy on task {tasks}, %")
     axis.set_ylabel(f"kept: {earlier}, %")
     bars = any(p[name].low is not None for p in [*points, *single] for name in _AXES)
-    title = "Kept and learned" + ("; bars are 95% intervals over the seeds" if bars else "")
+    title = "Kept and learned" + ("; in markers: % frozen" if points else "")
+    title += "; bars: 95% intervals over the seeds" if bars else ""
     axis.set_title(f"{title}\n{about}", fontsize=10)
     axis.grid(alpha=0.3)
     if count:
@@ -72,20 +74,20 @@ def draw_trade_off(
 
 
 def _error_bars(
-    axis: Any, points: Sequence[Mapping[str, Any]], label: str, number: int, linestyle: str
-) -> Any:
+    axis: Any, points: Sequence[Mapping[str, Any]], label: str, number: int, **style: Any
+) -> None:
     across, up = (_bars([point[name] for point in points]) for name in _AXES)
-    return axis.errorbar(
+    axis.errorbar(
         [100 * point["learned"].mean for point in points],
         [100 * point["kept"].mean for point in points],
         xerr=across,
         yerr=up,
         color=COLOURS[number % len(COLOURS)],
         marker=_MARKERS[number % len(_MARKERS)],
-        linestyle=linestyle,
         label=cut(label, _LABEL_SHOWN),
         capsize=2,
         elinewidth=0.7,
+        **style,
     )
 
 
