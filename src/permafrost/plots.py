@@ -69,7 +69,7 @@ def draw_trade_off(
     axis.set_title(f"{title}\n{about}", fontsize=10)
     axis.grid(alpha=0.3)
     if count:
-        figure.legend(fontsize=8, loc="outside right upper", ncols=columns)
+        figure.legend(fontsize=8, loc="outside right upper", ncols=columns, markerscale=0.6)
     save_for_papers(figure, path)
 
 
