@@ -232,10 +232,15 @@ def _task(task: dict[str, Any], seed: int, images: Path, part: str | None) -> di
     return {"dataset": "image_folder", "root": root, "classes": drawn, **own}
 
 
+def is_done(piece: str) -> bool:
+    """Return whether all seeds of a piece have rows."""
+    return {row["seed"] for row in read_rows(piece)} == set(PIECES[piece]["seeds"])
+
+
 def best_hyperparameters(piece: str) -> dict[str, list[dict[str, Any]]]:
     """Return for each method the trial with the highest mean accuracy over a piece's seeds."""
     rows = read_rows(piece)
-    if {row["seed"] for row in rows} != set(PIECES[piece]["seeds"]):
+    if not is_done(piece):
         sys.exit(f"{piece}: is to be done first")
     tried: dict[str, dict[str, list[float]]] = {}
     for row in rows:

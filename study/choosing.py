@@ -2,11 +2,12 @@
 
 from collections import defaultdict
 from collections.abc import Sequence
+from itertools import chain
 from statistics import fmean
 
 from permafrost.artifacts import write_atomically
 from permafrost.tables import Row, markdown
-from study.__main__ import PIECES, REPOSITORY, best_hyperparameters, method, read_rows
+from study.__main__ import PIECES, REPOSITORY, best_hyperparameters, is_done, method, read_rows
 
 CHOOSING = REPOSITORY / "docs/results/choosing.md"
 # Each setting's pieces.
@@ -26,21 +27,22 @@ def main() -> None:
 
 def choosing() -> str:
     """Return both tables, as Markdown."""
-    return "\n\n".join(
-        [
-            "# How the method was chosen",
-            "On validation images, a fifth of the training images; the test images were hidden. "
-            "Figures are mean accuracies over the tasks, in percent.",
-            "## Hyperparameters",
-            trials_table(),
+    parts = [
+        "# How the method was chosen",
+        "On validation images, a fifth of the training images; the test images were hidden. "
+        "Figures are mean accuracies over the tasks, in percent. What diverged counts as 0.",
+        "## Hyperparameters",
+        trials_table(),
+    ]
+    if any(map(read_rows, chain(*SETTINGS.values()))):
+        parts += [
             "## Ideas",
             "Margin: the mean accuracy minus that of the best of LwF, PackNet and, where it has "
             "been run with them, the idea's own twins, means over the seeds. How many seeds is in "
             "brackets.",
             ideas_table(),
-            "",
         ]
-    )
+    return "\n\n".join([*parts, ""])
 
 
 def trials_table() -> str:
@@ -52,10 +54,9 @@ def trials_table() -> str:
         for row in read_rows(name):
             tried[row["strategy"], _words(row["hyper"])].append(row)
         for (strategy, hyper), rows in sorted(tried.items()):
-            is_chosen = (name, strategy, hyper) in chosen
-            mean = f"**{_mean(rows)}**" if is_chosen else _mean(rows)
-            lines.append([name, strategy, hyper, mean])
-    return markdown(["piece", "method", "hyperparameters", "mean (taken on in bold)"], lines)
+            taken = "yes" if (name, strategy, hyper) in chosen else ""
+            lines.append([name, strategy, hyper, _mean(rows), taken])
+    return markdown(["piece", "method", "hyperparameters", "mean", "taken on"], lines)
 
 
 def _chosen() -> set[tuple[str, str, str]]:
@@ -64,7 +65,7 @@ def _chosen() -> set[tuple[str, str, str]]:
     for piece in PIECES.values():
         taken = {}
         for name in piece.get("tuned", []):
-            best = best_hyperparameters(name) if read_rows(name) else {}
+            best = best_hyperparameters(name) if is_done(name) else {}
             taken |= {strategy: (name, strategy, _words(b[0])) for strategy, b in best.items()}
         used = piece["changes"].get("sweep.strategies", [])
         chosen |= {trial for strategy, trial in taken.items() if strategy in used}

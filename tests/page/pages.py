@@ -42,6 +42,7 @@ def made_rows(seeds=(0, 1, 2)):
             learned = 0.9 - 0.3 * (pct or 0) + 0.02 * draw.random()
             row = {"strategy": strategy, "metric": metric, "pct": pct, "seed": seed, "hyper": {}}
             row |= {"twin": None, "head": "multi", "status": "done", "R": [[kept, learned]]}
+            row |= {"forgetting": 0.6 - kept, "drift_live": 1 - kept}
             rows.append(row | {"acc_mean": (kept + learned) / 2, "label": label(row)})
     return rows
 
@@ -99,6 +100,7 @@ def made_page(folder: Path, **changed) -> Path:
                 "trade-off-multi": figure,
                 "epochs": charts.epochs(curves),
                 "drift": charts.drift(list(LAYERS), [drift]),
+                "forgetting": charts.forgetting(rows),
                 "capacity": charts.capacity(list(LAYERS), frozen),
             },
             "gallery": made_gallery(),

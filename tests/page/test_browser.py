@@ -29,7 +29,7 @@ def test_every_tab_fits_and_draws(path, size, dark):
             assert shown.get_attribute("id") == f"part-{tab}"
             assert page.get_attribute(f"#tab-{tab}", "aria-selected") == "true"
             charts = page.locator(f"#part-{tab} .chart")
-            assert charts.count() == {"result": 1, "curves": 3}.get(tab, 0)
+            assert charts.count() == {"result": 1, "curves": 4}.get(tab, 0)
             drawn = page.locator(f"#part-{tab} .chart:has(svg.main-svg)")
             assert drawn.count() == charts.count()
             wide = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
