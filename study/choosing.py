@@ -63,7 +63,7 @@ def _chosen() -> set[tuple[str, str, str]]:
     """Return the trials that a later piece takes: piece, method and hyperparameters."""
     chosen = set()
     for piece in PIECES.values():
-        taken = {}
+        taken: dict[str, tuple[str, str, str]] = {}
         for name in piece.get("tuned", []):
             best = best_hyperparameters(name) if is_done(name) else {}
             taken |= {strategy: (name, strategy, _words(b[0])) for strategy, b in best.items()}

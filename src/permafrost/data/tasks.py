@@ -180,8 +180,7 @@ def tasks_of(parts: Sequence[TaskFrom], *, validation: float, test_share: float)
     for part in parts:
         (labels,) = _named(part.dataset.class_names, [part.classes])
         task = _make_task(part.dataset, labels, validation, test_share)
-        own = {"flip": part.flip, "padding": part.padding, "epochs": part.epochs}
-        divided.append(replace(task, **own))
+        divided.append(replace(task, flip=part.flip, padding=part.padding, epochs=part.epochs))
     return TaskSequence(tuple(divided), statistics(divided[0].train.images))
 
 
