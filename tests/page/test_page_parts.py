@@ -11,7 +11,7 @@ from pages import made_gallery, made_rows
 from permafrost.claims import all_claims, held_against
 from permafrost.page import charts, content, gallery
 from permafrost.params import Params
-from permafrost.stages.report import labels
+from permafrost.stages.report import labelled
 
 
 def pixels(uri):
@@ -123,8 +123,7 @@ def test_both_lengths_of_joint_training_are_points_of_their_own():
         for seed in (0, 1)
         for row in rows[:1]
     ]
-    named = [row | {"label": name} for row, name in zip(rows, labels(rows, Params()), strict=True)]
-    figure = charts.trade_off(named, 2)
+    figure = charts.trade_off(labelled(rows, Params()), 2)
     assert [t["name"] for t in figure["data"] if t.get("name")] == [
         "joint, 10 epochs (1 seed)",
         "joint, 20 epochs (1 seed)",

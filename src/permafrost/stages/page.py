@@ -8,7 +8,7 @@ from permafrost.page import charts, content, gallery
 from permafrost.params import Params
 from permafrost.paths import project_root
 from permafrost.runs.stored import StoredRuns
-from permafrost.stages.report import claims_of, labels, refuse_failures, with_variant
+from permafrost.stages.report import claims_of, labelled, refuse_failures, with_variant
 from permafrost.stages.shared import (
     CLAIMS,
     FILTERS,
@@ -98,9 +98,7 @@ def _trade_offs(by_head: dict[str, list[Row]], params: Params) -> dict[str, Any]
 
 def _done(rows: list[Row], params: Params) -> list[Row]:
     """Return finished runs, each with its method's name."""
-    done = [row for row in rows if row["status"] == "done"]
-    names = labels(done, params)
-    return [row | {"label": name} for row, name in zip(done, names, strict=True)]
+    return labelled([row for row in rows if row["status"] == "done"], params)
 
 
 def _gallery(

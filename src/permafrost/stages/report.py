@@ -422,11 +422,7 @@ def _draw(rows: list[Row], params: Params) -> None:
     points = [
         _point(group, members) for group, members in groups(_of(mine, "freeze"), "metric", "pct")
     ]
-    others = [
-        row | {"label": name}
-        for row, name in zip(mine, labels(mine, params), strict=True)
-        if row["strategy"] != "freeze"
-    ]
+    others = [row for row in labelled(mine, params) if row["strategy"] != "freeze"]
     seeds = len({row["seed"] for row in mine})
     single = [_point(group, members) for group, members in groups(others, "label")]
     about = f"{params.split.datasets}, head {head}, {seeds} seed{'s' if seeds != 1 else ''}"
@@ -448,20 +444,19 @@ def _draw(rows: list[Row], params: Params) -> None:
     )
 
 
-def labels(rows: Sequence[Row], params: Params) -> list[str]:
-    """Name the method of each row, and how many seeds it was run on where these are fewer."""
+def labelled(rows: Sequence[Row], params: Params) -> list[Row]:
+    """Add to each row its method's name, and how many seeds it has where these are fewer."""
     seeds: dict[str, set[int]] = {}
     names = [full_label(row, params) for row in rows]
     for name, row in zip(names, rows, strict=True):
         seeds.setdefault(name, set()).add(row["seed"])
     usual = len({row["seed"] for row in rows})
     counts = {name: len(found) for name, found in seeds.items()}
-    return [
-        f"{name} ({counts[name]} seed{'s' if counts[name] != 1 else ''})"
-        if counts[name] < usual
-        else name
-        for name in names
-    ]
+    told = {
+        name: f"{name} ({count} seed{'s' if count != 1 else ''})" if count < usual else name
+        for name, count in counts.items()
+    }
+    return [row | {"label": told[name]} for row, name in zip(rows, names, strict=True)]
 
 
 def full_label(row: Row, params: Params) -> str:
