@@ -14,6 +14,7 @@ CHOOSING = REPOSITORY / "docs/results/choosing.md"
 SETTINGS = {
     "two tasks": ["ideas"],
     "photographs, then digits": ["ideas-far"],
+    "five tasks": ["ideas-sequence"],
 }
 BASELINES = ("lwf", "packnet")
 # What explains nothing.

@@ -19,9 +19,11 @@ from permafrost.evaluation.comparisons import holm
 from permafrost.strategies.packnet import PackNet
 from permafrost.tables import Row, groups, markdown, measure, percent
 from study.__main__ import PIECES, REPOSITORY, method, read_rows
+from study.forest import draw_forest, of_explanations
 
 RESULTS = REPOSITORY / "docs/results"
 PLAN = Path(__file__).with_name("plan.yaml")
+PICTURE = Path("docs/pictures/explanations.png")
 _MEASURED = ("kept", "learned", "acc_mean", "acc_mean_without_task")
 
 
@@ -31,6 +33,12 @@ def main() -> None:
         sys.exit(f"{PLAN}: there is no plan yet")
     plan = yaml.safe_load(PLAN.read_text())
     tested = hold(plan["claims"])
+    headed = {PIECES[piece]["about"]: members for piece, members in tested.items()}
+    draw_forest(
+        REPOSITORY / PICTURE,
+        of_explanations(headed),
+        "What an explanation adds: each method minus itself without the explanation",
+    )
     write_atomically(RESULTS / "claims.md", claims(tested, plan["tag"]).encode())
     write_atomically(RESULTS / "tables.md", tables().encode())
     write_atomically(RESULTS / "drift.md", drift().encode())
@@ -84,6 +92,7 @@ def claims(tested: dict[str, list[Tested]], tag: str) -> str:
         f"The plan is `docs/results/plan.md` at the tag `{tag}`, before the first of these rows "
         "was made. Differences in points of accuracy, paired by seed; p by the paired t test, "
         "adjusted by Holm's procedure over all claims of this page.",
+        f"![What explanations add](../{PICTURE.relative_to('docs')})",
     ]
     for piece, members in tested.items():
         parts += [f"## {PIECES[piece]['about']}", claims_table(members)]

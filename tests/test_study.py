@@ -12,6 +12,7 @@ from PIL import Image
 
 from permafrost import claims
 from permafrost.data.image_folder import list_images
+from permafrost.evaluation.comparisons import Difference
 from permafrost.names import check_names
 from permafrost.params import Params
 from permafrost.plan import grids, heads, sweep_runs
@@ -19,7 +20,7 @@ from permafrost.ranking import Evidence
 from permafrost.ranking.weights import random
 from permafrost.strategies.packnet import PackNet
 from study import __main__ as study
-from study import choosing, draws, findings
+from study import choosing, draws, findings, forest
 
 TUNED = [
     {"strategy": "lwf", "seed": seed, "status": "done", "parameters": "", "acc_mean": accuracy,
@@ -187,6 +188,23 @@ def test_claims_of_all_pieces_are_adjusted_together(images, monkeypatch):
     assert alone.verdict == "holds"
     assert "| a | 62.0 (" in findings.tables()
     assert "| s | t | mean | +" in findings.claims({"one": [alone]}, "some-tag")
+
+
+def test_the_picture_shows_what_the_explanation_adds(tmp_path):
+    def tested(left, right, difference):
+        return claims.Tested(claims.Claim("s", "text", left, right), difference, 0.01, ())
+
+    found = Difference(0.01, 0.005, 0.015, 2.0, 0.01, 10)
+    one = {"strategy": "edges", "twin": None}
+    equal = tested(one, one | {"twin": "uniform"}, found)
+    mse = {"strategy": "freeze", "metric": "mse"}
+    chance = tested(mse, mse | {"metric": "random"}, found)
+    others = [tested(one, {"strategy": "lwf"}, found), tested(one, one | {"twin": "uniform"}, None)]
+    shown = forest.of_explanations({"A": [equal, *others], "B": others, "C": [chance]})
+    assert shown == {"A": [equal], "C": [chance]}
+    forest.draw_forest(tmp_path / "found.png", shown, "What it adds")
+    with Image.open(tmp_path / "found.png") as picture:
+        assert picture.width == 9 * 150
 
 
 def test_a_front_is_measured_by_what_it_dominates():
