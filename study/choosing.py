@@ -12,9 +12,9 @@ from study.__main__ import PIECES, REPOSITORY, best_hyperparameters, is_done, me
 CHOOSING = REPOSITORY / "docs/results/choosing.md"
 # Each setting's pieces.
 SETTINGS = {
-    "two tasks": ["ideas"],
-    "photographs, then digits": ["ideas-far"],
-    "five tasks": ["ideas-sequence"],
+    "two tasks": ["ideas", "twins"],
+    "photographs, then digits": ["ideas-far", "twins-far"],
+    "five tasks": ["twins-sequence"],
 }
 BASELINES = ("lwf", "packnet")
 # What explains nothing.
