@@ -18,7 +18,7 @@ from permafrost.claims import Claim, Tested, claims_table, held_against, kept_an
 from permafrost.evaluation.comparisons import holm
 from permafrost.strategies.packnet import PackNet
 from permafrost.tables import Row, groups, markdown, measure, percent
-from study.__main__ import PIECES, REPOSITORY, method, read_rows
+from study.__main__ import PIECES, REPOSITORY, is_done, method, read_rows
 from study.forest import draw_forest, of_explanations
 
 RESULTS = REPOSITORY / "docs/results"
@@ -49,13 +49,13 @@ def hold(plan: dict[str, list[dict[str, Any]]]) -> dict[str, list[Tested]]:
     """Test each piece's claims on its rows; p is adjusted for all of them together.
 
     A claim that cannot be decided counts among them; so it is where a seed is missing, since a run
-    that fails is no reason to leave the seed out.
+    that fails is no reason to leave the seed out, and while a piece is not done.
     """
     tested = {
-        piece: held_against(_whole(piece), [Claim(**claim) for claim in claims])
+        piece: held_against(_rows(piece), [Claim(**claim) for claim in claims])
         for piece, claims in plan.items()
     }
-    every = [each for members in tested.values() for each in members]
+    every = [each for piece in tested if is_done(piece) for each in tested[piece]]
     unknown = [e.claim.text for e in every if e.difference is None and not e.without_overlap]
     if unknown:
         sys.exit(f"no rows of both sides: {'; '.join(unknown)}")
@@ -70,12 +70,9 @@ def hold(plan: dict[str, list[dict[str, Any]]]) -> dict[str, list[Tested]]:
     }
 
 
-def _whole(piece: str) -> list[Row]:
-    """Return the rows of a piece; all of its seeds must be done."""
-    rows = read_rows(piece)
-    if missing := set(PIECES[piece]["seeds"]) - {row["seed"] for row in rows}:
-        sys.exit(f"{piece}: seeds {sorted(missing)} are to be done first")
-    return rows
+def _rows(piece: str) -> list[Row]:
+    """Return the rows of a piece, if all of its seeds are done: nobody looks before."""
+    return read_rows(piece) if is_done(piece) else []
 
 
 def _p(each: Tested, seeds: int) -> float | None:
@@ -96,6 +93,7 @@ def claims(tested: dict[str, list[Tested]], tag: str) -> str:
     ]
     for piece, members in tested.items():
         parts += [f"## {PIECES[piece]['about']}", claims_table(members)]
+        parts += [] if is_done(piece) else ["Not done yet."]
         parts += [f"Not among them, since it failed: {name}." for name in _failed(piece)]
     return "\n\n".join([*parts, ""])
 
@@ -108,9 +106,9 @@ def tables() -> str:
         "network while the last task is learned; seconds of one core's training.",
     ]
     for name, piece in PIECES.items():
-        if "about" in piece and read_rows(name):
+        if "about" in piece and is_done(name):
             parts += [f"## {piece['about']}", _table(read_rows(name))]
-    if rows := read_rows("confirm"):
+    if rows := _rows("confirm"):
         parts += [
             "## The fronts of frozen filters",
             "The area of kept and learned that fine-tuning and a criterion's three shares dominate "
@@ -156,7 +154,7 @@ def drift() -> str:
         "answer old tasks with a part of the network are left out, and settings of few methods.",
     ]
     for name, piece in PIECES.items():
-        if name in ("confirm", "confirm-digits") and read_rows(name):
+        if name in ("confirm", "confirm-digits") and is_done(name):
             parts += [f"## {piece['about']}", drift_table(read_rows(name))]
     return "\n\n".join([*parts, ""])
 
@@ -182,7 +180,7 @@ def drift_table(rows: Sequence[Row]) -> str:
 
 def stability() -> str:
     """Return how well rankings by halves of the images agree, and with the truth, as Markdown."""
-    rows = read_rows("stability")
+    rows = _rows("stability")
     criteria = list(dict.fromkeys(row["criterion"] for row in rows))
     mine = [[row for row in rows if row["criterion"] == criterion] for criterion in criteria]
     layers = sorted(mine[0][0]["ablation"], key=_place) if mine else []
@@ -192,22 +190,22 @@ def stability() -> str:
             [row["checks"]["halves"].get(layer, {}).get("spearman") for row in members]
             for members in mine
         ]
-        truth = [[fmean(row["ablation"][layer]) for row in members] for members in mine]
-        lines.append([layer, *map(_mean_correlation, [*halves, *truth])])
+        truth = [fmean(fmean(row["ablation"][layer]) for row in members) for members in mine]
+        lines.append([layer, *map(_mean_and_lowest, halves), *(f"{r:z.2f}" for r in truth)])
     heads = [f"{c}, halves" for c in criteria] + [f"{c}, ablation" for c in criteria]
     parts = [
         "# Whether rankings can be trusted",
         f"Spearman's correlation of the order of filters by one half of the images with that by "
         f"the other, and of the scores with those of `ablation`, mean over "
-        f"{len(mine[0]) if mine else 0} seeds.",
+        f"{len(mine[0]) if mine else 0} seeds; of the halves the lowest seed in brackets.",
         markdown(["layer", *heads], lines),
     ]
     return "\n\n".join([*parts, ""])
 
 
-def _mean_correlation(values: Sequence[float | None]) -> str:
+def _mean_and_lowest(values: Sequence[float | None]) -> str:
     known = [value for value in values if value is not None]
-    return f"{fmean(known):z.2f}" if known else "–"
+    return f"{fmean(known):z.2f} ({min(known):z.2f})" if known else "–"
 
 
 def _place(layer: str) -> tuple[int, str]:

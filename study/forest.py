@@ -13,6 +13,8 @@ _STYLES = {
     "does not hold": {"marker": "D", "color": COLOURS[1]},
     "undecided": {"marker": "o", "color": COLOURS[6], "markerfacecolor": "white"},
 }
+# Methods that add an explanation to another one.
+_WITHOUT = {"lwm": "lwf", "rrr": "replay"}
 _ROW = 0.28  # inches
 
 
@@ -24,8 +26,11 @@ def of_explanations(tested: Mapping[str, Sequence[Tested]]) -> dict[str, list[Te
 
 def _is_of_twin(each: Tested) -> bool:
     left, right = each.claim.left, each.claim.right
-    is_twin = right.get("twin") is not None or right.get("metric") == "random"
-    return is_twin and left["strategy"] == right["strategy"] and each.difference is not None
+    if left["strategy"] == right["strategy"]:
+        is_twin = right.get("twin") is not None or right.get("metric") == "random"
+    else:
+        is_twin = _WITHOUT.get(left["strategy"]) == right["strategy"]
+    return is_twin and each.difference is not None
 
 
 def draw_forest(path: Path, tested: Mapping[str, Sequence[Tested]], title: str) -> None:
