@@ -14,7 +14,6 @@ CHOOSING = REPOSITORY / "docs/results/choosing.md"
 SETTINGS = {
     "two tasks": ["ideas", "twins"],
     "photographs, then digits": ["ideas-far", "twins-far"],
-    "five tasks": ["twins-sequence"],
 }
 BASELINES = ("lwf", "packnet")
 # What explains nothing.
