@@ -43,6 +43,12 @@ def test_a_curve_has_a_step_for_each_share_and_begins_with_fine_tuning(rows):
     assert records["freeze mse multi"].tags["runs"].split(",") == wanted
 
 
+def test_a_curve_of_joint_training_is_named_by_its_epochs(rows):
+    joint = {"strategy": "joint", "hyper": {"passes": 2}}
+    [record] = curve_records([row | joint for row in rows if row["strategy"] == "lwf"], PARAMS)
+    assert record.name == "joint 20 epochs multi"
+
+
 def test_the_view_shows_what_curves_have(rows):
     view = curves_view()
     measured = curve_records(rows, PARAMS)[0].curves[0]

@@ -98,7 +98,7 @@ def _record(members: list[Row], points: list[tuple[Row, list[Row]]], params: Par
     spec, first = RunSpec.of(members[0]), members[0]
     passes = first["hyper"].get("passes")
     named = [first["strategy"], first["metric"], f"twin by {spec.twin}" if spec.twin else None]
-    named += [f"{passes:g} passes" if passes else None]
+    named += [f"{params.joint_epochs(passes)} epochs" if passes else None]
     name = " ".join(part for part in [*named, spec.head] if part)
     identity = params.model_dump(include=_SAME) | {"curve": name, "hyper": first["settings"]}
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()
