@@ -94,7 +94,8 @@ def claims(tested: dict[str, list[Tested]], tag: str) -> str:
     for piece, members in tested.items():
         parts += [f"## {PIECES[piece]['about']}", claims_table(members)]
         parts += [] if is_done(piece) else ["Not done yet."]
-        parts += [f"Not among them, since it failed: {name}." for name in _failed(piece)]
+        if failed := _failed(piece):
+            parts += [f"Runs that failed, which leaves what is claimed of them undecided: {failed}."]
     return "\n\n".join([*parts, ""])
 
 
@@ -103,7 +104,8 @@ def tables() -> str:
     parts = [
         "# All methods",
         "Test accuracy in percent, mean over the seeds with 95% intervals; memory besides the "
-        "network while the last task is learned; seconds of one core's training.",
+        "network while the last task is learned; seconds of a training on one core, which others "
+        "shared: they compare the methods of one table, roughly.",
     ]
     for name, piece in PIECES.items():
         if "about" in piece and (rows := _rows(name)):
@@ -242,9 +244,10 @@ def _mean(values: Iterable[float]) -> str:
     return f"{fmean(known):.1f}" if known else "–"
 
 
-def _failed(piece: str) -> list[str]:
-    rows = [row for row in read_rows(piece) if row["status"] != "done"]
-    return [f"{method(row)}, seed {row['seed']}" for row in rows]
+def _failed(piece: str) -> str:
+    rows = [row | {"method": method(row)} for row in _rows(piece) if row["status"] != "done"]
+    seeds = {of["method"]: [str(row["seed"]) for row in mine] for of, mine in groups(rows, "method")}
+    return "; ".join(f"{name} (seed {', '.join(these)})" for name, these in seeds.items())
 
 
 def _by_seed(rows: Sequence[Row], name: str) -> list[Row]:

@@ -71,9 +71,11 @@ def draw_forest(path: Path, tested: Mapping[str, Sequence[Tested]], title: str) 
 
 
 def _name(each: Tested) -> str:
-    """Return a claim's text, and what is measured where that is not the mean accuracy."""
-    claim = each.claim
-    return claim.text if claim.measure == MEAN else f"{claim.text} ({claim.measure})"
+    """Return a claim's text, what is measured if not the mean accuracy, and what leaves it open."""
+    about = [each.claim.measure] if each.claim.measure != MEAN else []
+    if each.p_adjusted is None:
+        about.append("some runs failed")
+    return f"{each.claim.text} ({'; '.join(about)})" if about else each.claim.text
 
 
 def _draw(axis: Any, row: int, each: Tested) -> None:

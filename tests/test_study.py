@@ -304,7 +304,7 @@ def test_a_claim_without_an_answer_counts_among_those_planned(images, monkeypatc
     assert [(each.p_adjusted, each.verdict) for each in rest] == [(None, "undecided")] * 2
     study.write_rows("one", rows[:-4])
     assert "| lost | – | – | – | – | – | – | 0 (3 failed) |" in findings.tables()
-    assert "since it failed: lost, seed 2." in findings.claims({"one": [first]}, "tag")
+    assert "undecided: lost (seed 0, 1, 2)." in findings.claims({"one": [first]}, "tag")
     with pytest.raises(SystemExit, match="no rows of both sides: t"):
         findings.hold({"one": [claim | {"left": {"strategy": "lost"}}]})
     monkeypatch.setitem(study.PIECES, "one", {"about": "One piece", "seeds": range(5)})
