@@ -95,7 +95,7 @@ def claims(tested: dict[str, list[Tested]], tag: str) -> str:
         parts += [f"## {PIECES[piece]['about']}", claims_table(members)]
         parts += [] if is_done(piece) else ["Not done yet."]
         if failed := _failed(piece):
-            parts += [f"Runs that failed, which leaves what is claimed of them undecided: {failed}."]
+            parts += [f"Failed, which leaves what is claimed of them undecided: {failed}."]
     return "\n\n".join([*parts, ""])
 
 
@@ -246,8 +246,11 @@ def _mean(values: Iterable[float]) -> str:
 
 def _failed(piece: str) -> str:
     rows = [row | {"method": method(row)} for row in _rows(piece) if row["status"] != "done"]
-    seeds = {of["method"]: [str(row["seed"]) for row in mine] for of, mine in groups(rows, "method")}
-    return "; ".join(f"{name} (seed {', '.join(these)})" for name, these in seeds.items())
+    named = [
+        (of["method"], ", ".join(str(r["seed"]) for r in mine))
+        for of, mine in groups(rows, "method")
+    ]
+    return "; ".join(f"{name} (seed {seeds})" for name, seeds in named)
 
 
 def _by_seed(rows: Sequence[Row], name: str) -> list[Row]:
