@@ -11,7 +11,7 @@ repro: ## run the whole experiment, print its tables and where its page lies
 	@$(ACTIVE) permafrost doctor --repair --notes
 	@$(ACTIVE) permafrost check
 	@$(ACTIVE) dvc repro || { code=$$?; $(ACTIVE) permafrost track; exit $$code; }
-	@cat reports/tables.md
+	@$(ACTIVE) permafrost tables
 	-@$(ACTIVE) permafrost track
 	@echo "The page: file://$(CURDIR)/reports/index.html"
 

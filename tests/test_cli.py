@@ -44,5 +44,21 @@ def test_help_shows_no_type_of_what_takes_no_value(command: list[str]) -> None:
     assert "bool" not in output.lower()
 
 
+def test_tables_fit_a_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    missing = CliRunner().invoke(app, ["tables"])
+    assert (missing.exit_code, missing.output.count("\n")) == (2, 1)
+    assert "reports/tables.md" in missing.output
+    cells = " | ".join(["91.3 (71.2 to 97.8)"] * 6)
+    text = f"# Results\n\n| {' | '.join('abcdef')} |\n{'| --- ' * 6}|\n| {cells} |\n"
+    (tmp_path / "reports").mkdir()
+    (tmp_path / "reports/tables.md").write_text(text)
+    monkeypatch.setenv("COLUMNS", "100")
+    printed = CliRunner().invoke(app, ["tables"]).output
+    assert max(map(len, printed.splitlines())) <= 100
+    assert printed.count("91.3") == 6
+    assert "|" not in printed
+
+
 def test_types_are_there_for_others() -> None:
     assert (Path(permafrost.__file__).parent / "py.typed").exists()

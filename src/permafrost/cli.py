@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -63,6 +64,7 @@ def main(
     """Explainability-guided filter freezing against catastrophic forgetting."""
 
 
+_WIDEST = 110  # characters of a printed table: wider is harder to read
 _NO_MEMORY = re.compile("can't allocate memory|out of memory")  # as PyTorch says it
 
 # DVC tells a stage its name, so that dvc.yaml builds no shell command from parameters.
@@ -189,6 +191,20 @@ def profile(
             typer.confirm("params.yaml has been edited. Overwrite it?", abort=True)
             force = True
         typer.echo(write_profile(name, overwrite=force))
+
+
+@_command()
+def tables() -> None:
+    """Print the tables of the last run."""
+    from rich.console import Console
+    from rich.markdown import Markdown
+
+    from permafrost.stages.shared import TABLES
+
+    with _clear_errors():
+        width = shutil.get_terminal_size((_WIDEST, 1)).columns
+        console = Console(width=min(width, _WIDEST))
+        console.print(Markdown(TABLES.read_text(encoding="utf-8")))
 
 
 @_command()

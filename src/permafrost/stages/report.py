@@ -221,7 +221,7 @@ def _of(rows: list[Row], strategy: str) -> list[Row]:
 def _by_pct(rows: list[Row], params: Params) -> list[str]:
     parts = []
     for group, members in groups(_of(rows, "freeze"), "metric"):
-        lines = [(["0% (fine-tuning)"], _of(rows, "finetune"))]
+        lines = [(["fine-tuning"], _of(rows, "finetune"))]
         lines += [([f"{share(g['pct'])}"], found) for g, found in groups(members, "pct")]
         lines += [(["all (linear probe)"], _of(rows, "linear_probe"))]
         quoted = _quotes_the_post(params) and group["metric"] == "mse"
@@ -270,14 +270,15 @@ def _methods(
         else:
             lines.append(([group["label"]], members))
     lines += _joint_lines(rows, all_rows, params)
-    tasks = len(params.split.sizes)
+    present = _present(lines)
     return [
         "### Methods",
+        accuracy_table(["method"], present, len(params.split.sizes)),
         "Task not told: one softmax over all classes of all tasks; where a method keeps a mask for "
         "each task, their answers are joined. Memory is what a method keeps besides the network; "
         "free filters are those of all layers, and of the fullest one, that are not frozen at the "
         "end.",
-        accuracy_table(["method"], _present(lines), tasks, more=_costs, headings=_COSTS),
+        markdown(["method", *_COSTS], [[*first, *_costs(members)] for first, members in present]),
         *_choices(choices),
     ]
 
@@ -317,7 +318,7 @@ def _twins(rows: list[Row], params: Params) -> list[str]:
 _COSTS = ("mean, task not told", "memory (MB)", "free filters", "remark")
 
 
-def _costs(_first: Sequence[str], rows: Sequence[Row]) -> Sequence[str]:
+def _costs(rows: Sequence[Row]) -> Sequence[str]:
     done = [row for row in rows if row["status"] == "done"]
     remark = rows[0].get("remark", "")  # a row of an older version has none
     if not done:
