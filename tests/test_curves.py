@@ -25,11 +25,12 @@ def rows():
 def test_a_curve_has_a_step_for_each_share_and_begins_with_fine_tuning(rows):
     records = {record.name: record for record in curve_records(rows, PARAMS)}
     assert [*records] == [
-        "finetune multi",
         "freeze mse multi",
         "freeze random multi",
+        "finetune multi",
         "lwf multi",
     ]
+    assert len({record.all_tags["mlflow.runColor"] for record in records.values()}) == 4
     curve = records["freeze mse multi"].curves
     assert [point["step"] for point in curve] == [0, 25, 75]
     at_quarter = [row for row in rows if (row["metric"], row["pct"]) == ("mse", 0.25)]

@@ -7,6 +7,7 @@ from typing import Any
 
 from permafrost.claims import kept_and_learned
 from permafrost.evaluation import accuracy_name
+from permafrost.figures import COLOURS
 from permafrost.params import Params
 from permafrost.runs.spec import RunSpec
 from permafrost.shown import shown_params
@@ -81,11 +82,14 @@ def curve_records(rows: Sequence[Row], params: Params) -> list[RunRecord]:
     """
     done = [_comparable(row) for row in rows if row["status"] == "done"]
     records = []
-    for group, members in groups(done, "head", "strategy", "metric", "settings", "twin"):
+    found = groups(done, "head", "strategy", "metric", "settings", "twin")
+    # Rankings first, as in the other pictures: so they have the same colours.
+    found = sorted(found, key=lambda curve: curve[0]["strategy"] != "freeze")
+    for number, (group, members) in enumerate(found):
         frozen = group["strategy"] == "freeze"
         start = [r for r in done if r["head"] == group["head"] and r["strategy"] == "finetune"]
         points = groups([*(start if frozen else []), *members], "pct")
-        records.append(_record(members, points, params))
+        records.append(_record(members, points, params, COLOURS[number % len(COLOURS)]))
     return records
 
 
@@ -94,7 +98,9 @@ def _comparable(row: Row) -> Row:
     return row | kept_and_learned(row) | {"settings": settings, "twin": row.get("twin")}
 
 
-def _record(members: list[Row], points: list[tuple[Row, list[Row]]], params: Params) -> RunRecord:
+def _record(
+    members: list[Row], points: list[tuple[Row, list[Row]]], params: Params, colour: str
+) -> RunRecord:
     spec, first = RunSpec.of(members[0]), members[0]
     passes = first["hyper"].get("passes")
     named = [first["strategy"], first["metric"], f"twin by {spec.twin}" if spec.twin else None]
@@ -110,6 +116,7 @@ def _record(members: list[Row], points: list[tuple[Row, list[Row]]], params: Par
         params={k: v for k, v in shown.items() if k not in ("pct", "seed")},
         curves=[{"step": round(100 * (g["pct"] or 0))} | _measured(rows) for g, rows in points],
         tags={"kind": "curve", "runs": ",".join(row["key"] for row in members)},
+        colour=colour,
     )
 
 

@@ -164,8 +164,13 @@ def serve_ui(port: int) -> int:
     print("MLflow starts ...", flush=True)
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1"]
     command += ["--port", str(port), "--default-artifact-root", str(tracker.root / "mlruns")]
+    command += ["--uvicorn-opts", "--log-level warning"]  # or each request buries the address
     # Not among the arguments, which everybody on this machine can read.
-    environment = os.environ | {"MLFLOW_BACKEND_STORE_URI": tracker.uri}
+    environment = os.environ | {
+        "MLFLOW_BACKEND_STORE_URI": tracker.uri,
+        "PYTHONWARNINGS": "ignore",
+        "MLFLOW_LOGGING_LEVEL": "WARNING",
+    }
     for number in (signal.SIGTERM, signal.SIGHUP):  # as Ctrl-C: the server must not be left over
         signal.signal(number, signal.default_int_handler)
     # A group of its own: the server's processes do not all end with the first of them.

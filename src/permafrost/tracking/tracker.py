@@ -69,6 +69,8 @@ class RunRecord:
         Further tags; a long one is cut.
     error : str, optional
         Why it failed; the run then ends as FAILED and is tagged ``error``.
+    colour : str, optional
+        In MLflow's charts, as ``#0072B2``; MLflow chooses one by itself.
     partial : bool
         Whether the training knew more: the record then only fills a gap, and leaves every run of
         its key that has ended as it is.
@@ -83,6 +85,7 @@ class RunRecord:
     pictures: Mapping[str, Path] = field(default_factory=dict)
     tags: Mapping[str, str] = field(default_factory=dict)
     error: str | None = None
+    colour: str | None = None
     partial: bool = False
 
     @property
@@ -96,6 +99,8 @@ class RunRecord:
         tags = {"key": self.key, **self.tags, "record": self._digest()}
         if self.error is not None:
             tags["error"] = self.error
+        if self.colour is not None:
+            tags["mlflow.runColor"] = self.colour
         return {name: str(value)[:_LONGEST_TAG] for name, value in tags.items()}
 
     def _digest(self) -> str:
@@ -105,6 +110,7 @@ class RunRecord:
             for place, path in self.pictures.items()
         }
         held = [dict(self.params), dict(self.metrics), [dict(row) for row in self.curves], pictures]
+        held += [self.colour] if self.colour else []
         text = json.dumps(held, sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()
 
