@@ -92,8 +92,8 @@ def claims(tested: dict[str, list[Tested]], tag: str) -> str:
         f"![What explanations add](../{PICTURE.relative_to('docs')})",
     ]
     for piece, members in tested.items():
-        parts += [f"## {PIECES[piece]['about']}", claims_table(members)]
-        parts += [] if is_done(piece) else ["Not done yet."]
+        parts += [f"## {PIECES[piece]['about']}"]
+        parts += [claims_table(members) if is_done(piece) else "Not done yet."]
         if failed := _failed(piece):
             parts += [f"Failed, which leaves what is claimed of them undecided: {failed}."]
     return "\n\n".join([*parts, ""])
