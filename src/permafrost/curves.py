@@ -82,14 +82,15 @@ def curve_records(rows: Sequence[Row], params: Params) -> list[RunRecord]:
     """
     done = [_comparable(row) for row in rows if row["status"] == "done"]
     records = []
-    found = groups(done, "head", "strategy", "metric", "settings", "twin")
-    # Rankings first, as in the other pictures: so they have the same colours.
-    found = sorted(found, key=lambda curve: curve[0]["strategy"] != "freeze")
-    for number, (group, members) in enumerate(found):
-        frozen = group["strategy"] == "freeze"
-        start = [r for r in done if r["head"] == group["head"] and r["strategy"] == "finetune"]
-        points = groups([*(start if frozen else []), *members], "pct")
-        records.append(_record(members, points, params, COLOURS[number % len(COLOURS)]))
+    for _, of_head in groups(done, "head"):
+        start = [row for row in of_head if row["strategy"] == "finetune"]
+        found = groups(of_head, "strategy", "metric", "settings", "twin")
+        # Rankings first, as in the other pictures of a head: so they have the same colours.
+        found = sorted(found, key=lambda curve: curve[0]["strategy"] != "freeze")
+        for number, (group, members) in enumerate(found):
+            frozen = group["strategy"] == "freeze"
+            points = groups([*(start if frozen else []), *members], "pct")
+            records.append(_record(members, points, params, COLOURS[number % len(COLOURS)]))
     return records
 
 

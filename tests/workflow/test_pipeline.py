@@ -44,8 +44,11 @@ def test_repro_writes_results_and_pictures(project: Project) -> None:
     tables = (project.folder / "reports/tables.md").read_text()
     assert f"| 25% | {100 * rows[1]['acc_task1']:.1f} |" in tables
     assert "### By metric, 50% of the filters frozen" in tables
-    assert "| finetune | – | 0.00 | 100% |  |" in tables
-    assert f"| freeze mse 50% | – | {rows[2]['memory_bytes'] / 1e6:.2f} |" in tables
+    lines = tables.splitlines()
+    _, fine_tuning = (line for line in lines if line.startswith("| finetune |"))
+    assert fine_tuning.endswith("| 0.00 | 100% |  |")
+    _, frozen = (line for line in lines if line.startswith("| freeze mse 50% |"))
+    assert f"| {rows[2]['memory_bytes'] / 1e6:.2f} |" in frozen
     assert "| freeze | pct 0.5 |" in tables
     timings = project.read("reports/timings.json")
     assert set(timings["stages"]) >= {"split@0", "train_first@0", "consolidate@0", "tune", "sweep"}
